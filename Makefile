@@ -1,0 +1,37 @@
+# Everything a newcomer, a developer or CI does with this project. `make help` lists it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test check format lock bench clean
+
+help: ## List what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+venv: ## Make .venv from the hash-pinned file; reuse a fresh one, renew a stale one
+	@PYTHON="$(PYTHON)" sh .ci/venv
+
+demo: venv ## Crawl a local site of generated photographs through the whole system
+	@$(BIN)/pixtrawl demo
+
+test: venv ## Run all tests on real PostgreSQL, Valkey, Celery workers and HTTP servers
+	@$(BIN)/python -m pytest
+
+check: venv ## Run ruff, mypy and the import arrows
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -q tests/unit/test_imports.py
+
+format: venv ## Format the code
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix-only .
+
+bench: venv ## Measure the rate beside the bare floor and img2dataset (see benchmarks/)
+	@$(BIN)/python benchmarks/rate.py
+
+lock: ## Resolve pyproject.toml again into the hash-pinned files (needs uv)
+	uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements.txt
+	uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt
+
+clean: ## Remove what was made here (not your PIXTRAWL_HOME)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis build dist

@@ -1,0 +1,30 @@
+"""What is true: the shared schema, and the statements that keep it true.
+
+The names below are the seed's import list and the two tables that we add.
+"""
+
+from models.accounts import CreditAccount, CreditTransaction
+from models.base import Base
+from models.images import Failure, Image
+from models.jobs import CrawlJob, JobChunk, Project
+from models.notifications import Notification, NotificationPreference
+from models.people import ActivityLog, APIKey, Profile, UsageMetric
+from models.workers import Worker
+
+__all__ = [
+    "APIKey",
+    "ActivityLog",
+    "Base",
+    "CrawlJob",
+    "CreditAccount",
+    "CreditTransaction",
+    "Failure",
+    "Image",
+    "JobChunk",
+    "Notification",
+    "NotificationPreference",
+    "Profile",
+    "Project",
+    "UsageMetric",
+    "Worker",
+]

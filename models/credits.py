@@ -1,0 +1,149 @@
+"""The ledger's statements: grant, hold, settle, release. They take a Session, lock the account last, and never
+commit. Always true afterwards: ``current_balance`` = Σ amount of completed rows and of pending usage rows.
+"""
+
+import uuid
+from dataclasses import dataclass
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from models.accounts import TransactionType
+from models.jobs import BlockedReason
+
+CREDITS_MAX = 2_147_483_647
+PERIOD = "to_char(now() AT TIME ZONE 'utc', 'YYYY-MM')"
+"""The month as a key that only moves forward; a hold remembers the one it was counted in."""
+
+
+class CreditError(Exception):
+    """Credits cannot be moved as asked. The message is one sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """What a hold is for: the worst case of one chunk, ``amount`` credits at ``unit_price`` each."""
+
+    account_id: uuid.UUID
+    user_id: uuid.UUID
+    job_id: int
+    chunk_id: int
+    amount: int
+    unit_price: int
+
+
+GRANT = text("""
+WITH account AS (
+    UPDATE credit_accounts SET current_balance = current_balance + :amount, updated_at = now()
+    WHERE user_id = :user_id RETURNING id, user_id, current_balance)
+INSERT INTO credit_transactions
+    (account_id, user_id, type, description, amount, balance_after, status, settled_at)
+SELECT id, user_id, :type, :description, :amount, current_balance, 'completed', now() FROM account
+RETURNING balance_after
+""")
+
+
+def grant(
+    session: Session,
+    user_id: uuid.UUID,
+    amount: int,
+    *,
+    kind: TransactionType = TransactionType.BONUS,
+    description: str,
+) -> int:
+    """Add ``amount`` credits to a user's account and return the new balance.
+
+    Raises CreditError when the user has no account.
+    """
+    parameters = {"user_id": user_id, "amount": amount, "type": kind.value, "description": description}
+    balance = session.execute(GRANT, parameters).scalar_one_or_none()
+    if balance is None:
+        raise CreditError(f"Profile {user_id} has no credit account.")
+    return int(balance)
+
+
+HOLD = text(f"""
+WITH account AS (
+    UPDATE credit_accounts SET current_balance = current_balance - :amount,
+        monthly_usage = CASE WHEN usage_period >= {PERIOD} THEN monthly_usage ELSE 0 END + :amount,
+        usage_period = greatest(usage_period, {PERIOD}), updated_at = now()
+    WHERE id = :account_id AND current_balance >= :amount
+        AND CASE WHEN usage_period >= {PERIOD} THEN monthly_usage ELSE 0 END + :amount <= monthly_limit
+    RETURNING id, current_balance, usage_period)
+INSERT INTO credit_transactions (account_id, user_id, type, description, amount, balance_after, status,
+    job_id, chunk_id, held, unit_price, period)
+SELECT id, :user_id, 'usage', :description, -:amount, current_balance, 'pending',
+    :job_id, :chunk_id, :amount, :unit_price, usage_period FROM account
+RETURNING id
+""")
+
+
+def hold(session: Session, wanted: Hold) -> bool:
+    """chunk without a hold → hold open: take its worst case off the balance, or return False.
+
+    The balance and the monthly limit are conditions of the one UPDATE. A second open hold of a chunk is
+    refused by the database (partial unique index).
+    """
+    parameters = {
+        "account_id": wanted.account_id,
+        "user_id": wanted.user_id,
+        "job_id": wanted.job_id,
+        "chunk_id": wanted.chunk_id,
+        "amount": wanted.amount,
+        "unit_price": wanted.unit_price,
+        "description": f"Job {wanted.job_id}, chunk {wanted.chunk_id}",
+    }
+    return session.execute(HOLD, parameters).first() is not None
+
+
+SPENDABLE = text(f"""
+SELECT current_balance,
+    monthly_limit - CASE WHEN usage_period >= {PERIOD} THEN monthly_usage ELSE 0 END
+FROM credit_accounts WHERE id = :account_id FOR NO KEY UPDATE
+""")
+
+
+def spendable(session: Session, account_id: uuid.UUID) -> tuple[int, BlockedReason]:
+    """(credits that a hold may take now, what is the limit), with the account locked."""
+    balance, month = session.execute(SPENDABLE, {"account_id": account_id}).one()
+    if balance <= month:
+        return balance, BlockedReason.OUT_OF_CREDITS
+    return max(month, 0), BlockedReason.MONTHLY_LIMIT
+
+
+SETTLE = text("""
+WITH open_hold AS (
+    SELECT id, account_id, held, period, :accepted * unit_price - coalesce((
+        SELECT -sum(amount) FROM credit_transactions
+        WHERE chunk_id = :chunk_id AND type = 'usage' AND status = 'completed'), 0) AS charge
+    FROM credit_transactions WHERE chunk_id = :chunk_id AND type = 'usage' AND status = 'pending'),
+account AS (
+    UPDATE credit_accounts a SET current_balance = a.current_balance + h.held - h.charge,
+        monthly_usage = a.monthly_usage - CASE WHEN a.usage_period = h.period THEN h.held - h.charge ELSE 0 END,
+        updated_at = now()
+    FROM open_hold h WHERE a.id = h.account_id AND h.charge BETWEEN 0 AND h.held
+    RETURNING a.id, a.current_balance),
+settled AS (
+    UPDATE credit_transactions t SET
+        status = CASE WHEN h.charge = 0 THEN 'cancelled' ELSE 'completed' END,
+        amount = CASE WHEN h.charge = 0 THEN t.amount ELSE -h.charge END,
+        balance_after = account.current_balance, settled_at = now()
+    FROM open_hold h JOIN account ON account.id = h.account_id
+    WHERE t.id = h.id AND t.status = 'pending' RETURNING h.charge)
+SELECT h.held, h.charge, s.charge FROM open_hold h LEFT JOIN settled s ON true
+""")
+
+
+def settle(session: Session, chunk_id: int, accepted: int) -> int | None:
+    """hold open → settled: charge what is not yet charged for all ``accepted`` images of a chunk, and give the
+    rest back. Returns the charge, or None when the chunk has no open hold.
+
+    Raises CreditError when the hold does not cover the charge: a bug, and the transaction must not commit.
+    """
+    row = session.execute(SETTLE, {"chunk_id": chunk_id, "accepted": accepted}).one_or_none()
+    if row is None:
+        return None
+    held, due, charged = row
+    if charged is None:
+        raise CreditError(f"The hold of chunk {chunk_id} is {held} credits and {due} are due.")
+    return int(charged)

@@ -1,0 +1,141 @@
+"""Connections to PostgreSQL: engines with the timeouts that keep a stopped process from blocking others,
+and the migrations.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.orm import Session
+
+from alembic import command
+
+SESSION_LIMITS = {
+    "idle_in_transaction_session_timeout": "10s",
+    "lock_timeout": "5s",
+    "statement_timeout": "30s",
+}
+KEEPALIVES = {"keepalives": 1, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+
+
+class UnreachableError(Exception):
+    """The database cannot be reached. The message is one sentence that names no password."""
+
+
+class SchemaError(Exception):
+    """The database is at another revision than this program. The message says what to run."""
+
+
+def make_engine(url: str, *, pool_size: int = 1, application_name: str = "pixtrawl", **limits: str) -> Engine:
+    """Engine whose sessions carry SESSION_LIMITS, overridden or extended by ``limits`` (``name="10s"``)."""
+    options = " ".join(f"-c {name}={value}" for name, value in (SESSION_LIMITS | limits).items())
+    return create_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=2,
+        pool_pre_ping=True,
+        connect_args={
+            "options": options,
+            "application_name": application_name,
+            "connect_timeout": 10,
+            **KEEPALIVES,
+        },
+    )
+
+
+@contextmanager
+def transaction(engine: Engine) -> Iterator[Session]:
+    """One transaction: committed at the end, rolled back on any exception.
+
+    Rows are selected as columns here; a relationship loaded by accident raises (models are selectin).
+    """
+    with Session(engine, expire_on_commit=False) as session, session.begin():
+        yield session
+
+
+def connection_lost(error: BaseException) -> bool:
+    """Whether ``error`` says that the server went away or cannot be reached: worth another try later."""
+    if isinstance(error, InterfaceError):
+        return True
+    if not isinstance(error, DBAPIError):
+        return False
+    code = getattr(error.orig, "pgcode", None) or ""
+    gone = error.connection_invalidated or code.startswith(("57P", "08")) or code in ("25P03", "53300")
+    return gone or (isinstance(error, OperationalError) and not code)
+
+
+def transient(error: BaseException) -> bool:
+    """Whether the same transaction may succeed when it is run again: lost connection, deadlock, lock timeout."""
+    if connection_lost(error):
+        return True
+    code = getattr(getattr(error, "orig", None), "pgcode", None) or ""
+    return code.startswith("40") or code in ("55P03", "57014")
+
+
+def migrations_folder() -> Path:
+    """Folder of the migration scripts: beside the packages in a checkout, inside ``models`` once installed."""
+    package = Path(str(files("models")))
+    checkout = package.parent / "alembic"
+    return checkout if (checkout / "env.py").exists() else package / "migrations"
+
+
+def alembic_config(url: str | None = None, connection: Connection | None = None) -> Config:
+    """Alembic's configuration for one database, without a file."""
+    config = Config()
+    config.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
+    config.attributes.update({"url": url, "connection": connection})
+    return config
+
+
+def revisions(connection: Connection) -> tuple[str | None, str | None]:
+    """(revision of the database, or None when it is empty; revision of this program)."""
+    current = MigrationContext.configure(connection).get_current_revision()
+    return current, ScriptDirectory.from_config(alembic_config()).get_current_head()
+
+
+def migrate(url: str, revision: str = "head") -> None:
+    """Apply migrations up to ``revision``; safe when several processes do so at once (env.py takes a lock)."""
+    try:
+        command.upgrade(alembic_config(url), revision)
+    except CommandError as error:
+        raise SchemaError(str(error)) from None
+
+
+def check_schema(engine: Engine) -> None:
+    """Raise SchemaError unless the database is at this program's revision."""
+    with engine.connect() as connection:
+        current, head = revisions(connection)
+    if current != head:
+        raise SchemaError(
+            f"The database is at revision {current or 'none'} and this program needs {head}: "
+            "run `pixtrawl migrate`."
+        )
+
+
+def ping(url: str) -> str:
+    """PostgreSQL's version, as ``15.18``. Raises UnreachableError."""
+    engine = make_engine(url)
+    try:
+        with engine.connect() as connection:
+            version: Any = connection.execute(text("SHOW server_version")).scalar_one()
+            return str(version).split()[0]
+    except DBAPIError as error:
+        reason = str(error.orig).strip().splitlines()[0] if error.orig else str(error)
+        raise UnreachableError(
+            f"PostgreSQL is not reachable at {engine.url.render_as_string()}: {reason}"
+        ) from None
+    finally:
+        engine.dispose()
+
+
+def forget_connections(engine: Engine) -> None:
+    """Drop connections inherited over a fork without closing the parent's sockets."""
+    engine.dispose(close=False)

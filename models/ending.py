@@ -1,0 +1,138 @@
+"""The arrows by which the scheduler takes a chunk from a worker or from the queue: rescue, drain, end.
+
+Each takes a Session and never commits. Chunks that another process holds are skipped, never waited for.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from models.credits import settle
+from models.jobs import ChunkStatus
+from models.outcomes import Reason
+from models.recording import Tally, count_job, refuse_range
+
+ENDING_COLUMNS = """c.id, c.job_id, c.size, c.accepted, c.failed, c.retry_count,
+    CAST(c.image_range->>'start' AS int) AS start, CAST(c.image_range->>'end' AS int) AS "end\""""
+
+
+@dataclass(frozen=True, slots=True)
+class EndingChunk:
+    """A locked chunk that may have to end now. Its positions go from ``start`` up to but without ``end``."""
+
+    id: int
+    job_id: int
+    size: int
+    accepted: int
+    failed: int
+    retry_count: int
+    start: int
+    end: int
+
+    @property
+    def unresolved(self) -> int:
+        """Candidates without an outcome."""
+        return self.size - self.accepted - self.failed
+
+
+EXPIRED = text(f"""
+SELECT {ENDING_COLUMNS} FROM job_chunks c WHERE c.status = 'processing' AND c.lease_until < now()
+ORDER BY c.lease_until LIMIT 1 FOR UPDATE SKIP LOCKED
+""")
+RETURN_LOST = text("""
+UPDATE job_chunks SET status = 'pending', retry_count = retry_count + 1, lease_until = NULL, worker = NULL,
+    updated_at = now() WHERE id = :id
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class RescuedChunk:
+    """A chunk whose lease had expired. ``failed`` says that too many were lost in a row."""
+
+    chunk_id: int
+    job_id: int
+    failed: bool
+
+
+def rescue_chunk(session: Session, lost_leases_max: int) -> RescuedChunk | None:
+    """processing → pending with one more lost lease; or → failed, the rest ``worker_lost``, the hold settled,
+    when more than ``lost_leases_max`` were lost in a row. One chunk a transaction keeps the lock order.
+    """
+    row = session.execute(EXPIRED).one_or_none()
+    if row is None:
+        return None
+    chunk = EndingChunk(*row)
+    failed = chunk.retry_count >= lost_leases_max
+    if failed:
+        detail = f"{chunk.retry_count + 1} workers in a row were lost without an outcome"
+        end_chunks(session, [chunk], ChunkStatus.FAILED, Reason.WORKER_LOST, detail, active=-1)
+    else:
+        session.execute(RETURN_LOST, {"id": chunk.id})
+        count_job(session, chunk.job_id, Tally(), active=-1)
+    return RescuedChunk(chunk.id, chunk.job_id, failed)
+
+
+DRAINABLE = text(f"""
+SELECT {ENDING_COLUMNS} FROM job_chunks c WHERE c.job_id = :job_id AND c.status = 'pending'
+ORDER BY c.id LIMIT :limit FOR UPDATE SKIP LOCKED
+""")
+
+
+def drain_cancelled(session: Session, job_id: int, limit: int = 200) -> int:
+    """pending or queued → completed, the rest ``cancelled``, holds settled: a batch of one cancelled job.
+
+    Returns how many chunks ended.
+    """
+    chunks = [EndingChunk(*row) for row in session.execute(DRAINABLE, {"job_id": job_id, "limit": limit})]
+    if chunks:
+        end_chunks(session, chunks, ChunkStatus.COMPLETED, Reason.CANCELLED, "the job was cancelled")
+    return len(chunks)
+
+
+UNQUEUE_PAUSED = text("""
+WITH queued AS (
+    SELECT id FROM job_chunks WHERE job_id = :job_id AND status = 'pending' AND queued_at IS NOT NULL
+    ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED)
+UPDATE job_chunks c SET queued_at = NULL, updated_at = now() FROM queued WHERE c.id = queued.id
+RETURNING c.id, c.accepted
+""")
+
+
+def drain_paused(session: Session, job_id: int, limit: int = 200) -> int:
+    """queued → pending, holds settled: a batch of one paused job. Returns how many chunks left the queue."""
+    chunks = session.execute(UNQUEUE_PAUSED, {"job_id": job_id, "limit": limit}).all()
+    for chunk_id, accepted in chunks:
+        settle(session, chunk_id, accepted)
+    return len(chunks)
+
+
+END_CHUNK = text("""
+UPDATE job_chunks SET status = :status, failed = size - accepted, queued_at = NULL, lease_until = NULL,
+    worker = NULL, error_message = :message, updated_at = now() WHERE id = :id
+""")
+
+
+def end_chunks(
+    session: Session,
+    chunks: Sequence[EndingChunk],
+    status: ChunkStatus,
+    reason: Reason,
+    detail: str,
+    *,
+    active: int = 0,
+) -> None:
+    """Locked chunks of one job → ended: every candidate without an outcome gets ``reason``; holds are settled."""
+    job_id = chunks[0].job_id
+    for chunk in chunks:
+        if chunk.unresolved:
+            positions = (chunk.start, chunk.end)
+            untouched = chunk.unresolved == chunk.size
+            refuse_range(session, job_id, chunk.id, positions, reason, detail, untouched=untouched)
+        session.execute(END_CHUNK, {"id": chunk.id, "status": status.value, "message": detail})
+    tally = Tally(failures={reason.value: sum(chunk.unresolved for chunk in chunks)})
+    ended = {"failed_chunks": len(chunks)} if status is ChunkStatus.FAILED else {"completed": len(chunks)}
+    count_job(session, job_id, tally, active=active, **ended)
+    for chunk in chunks:
+        settle(session, chunk.id, chunk.accepted)

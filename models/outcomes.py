@@ -1,0 +1,98 @@
+"""The outcomes of a candidate: accepted with an image, or refused with one reason from a closed list.
+
+Knows no database and no network: worker code makes these values, models/lifecycle.py writes them.
+"""
+
+import datetime
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why a candidate has no image. The words are stored; docs/outcomes.md says what each means."""
+
+    INVALID_URL = "invalid_url"
+    BLOCKED_ADDRESS = "blocked_address"
+    ROBOTS = "robots"
+    OPT_OUT = "opt_out"
+    DNS = "dns"
+    CONNECT = "connect"
+    TLS = "tls"
+    PROTOCOL = "protocol"
+    TIMEOUT = "timeout"
+    TOO_SLOW = "too_slow"
+    REDIRECTS = "redirects"
+    HTTP_STATUS = "http_status"
+    RATE_LIMITED = "rate_limited"
+    TOO_LARGE = "too_large"
+    NOT_AN_IMAGE = "not_an_image"
+    CORRUPT = "corrupt"
+    TOO_MANY_PIXELS = "too_many_pixels"
+    FILTERED = "filtered"
+    DUPLICATE = "duplicate"
+    NOT_NEEDED = "not_needed"
+    WORKER_LOST = "worker_lost"
+    CANCELLED = "cancelled"
+
+
+class ImageFormat(StrEnum):
+    """Formats that are stored. The value is what ``images.format`` holds."""
+
+    JPEG = "jpeg"
+    PNG = "png"
+    WEBP = "webp"
+    GIF = "gif"
+    AVIF = "avif"
+
+    @property
+    def extension(self) -> str:
+        """File name extension, without the dot."""
+        return "jpg" if self is ImageFormat.JPEG else self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One line of a source: its position in the job (from 0), the URL as given, and its line (from 1)."""
+
+    position: int
+    url: str
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A stored image. ``sha256`` is 32 bytes; ``perceptual_hash`` a signed 64-bit integer; sizes in bytes and
+    pixels; ``storage_url`` names the object that is already in the store.
+    """
+
+    position: int
+    original_url: str
+    final_url: str
+    sha256: bytes
+    perceptual_hash: int
+    width: int
+    height: int
+    file_size: int
+    format: ImageFormat
+    orientation: int
+    storage_url: str
+    filename: str
+    fetched_at: datetime.datetime
+    wire_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A candidate without an image: one reason, the HTTP status if there was a response, and a detail."""
+
+    position: int
+    url: str
+    reason: Reason
+    detail: str
+    http_status: int | None = None
+    final_url: str | None = None
+    downloaded: bool = False
+    wire_bytes: int = 0
+
+
+Outcome = Accepted | Refused

@@ -1,0 +1,137 @@
+"""The queue in the database: which chunk runs next, and the arrows into the queue.
+
+Each takes a Session and never commits; a message is sent only once its transaction is committed. Chunks that
+another process holds are skipped, never waited for.
+"""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+LIVE = "(c.status = 'processing' OR (c.status = 'pending' AND c.queued_at IS NOT NULL))"
+READY = (
+    """c.status = 'pending' AND c.queued_at IS NULL AND (c.available_at IS NULL OR c.available_at <= now())"""
+)
+RUNNABLE = """j.status IN ('pending', 'running') AND j.blocked_reason IS NULL AND j.paused_at IS NULL
+    AND j.cancelled_at IS NULL"""
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedChunk:
+    """A ready chunk, locked by this transaction; ``unresolved`` candidates have no outcome yet."""
+
+    id: int
+    job_id: int
+    user_id: uuid.UUID
+    account_id: uuid.UUID | None
+    size: int
+    unresolved: int
+    unit_price: int
+    held: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What is sent through Celery once the transaction is committed. ``priority`` is 0 to 10, 10 most urgent."""
+
+    chunk_id: int
+    job_id: int
+    attempt: int
+    priority: int
+
+
+CLAIM = text(f"""
+WITH live AS (
+    SELECT p.user_id, count(*) AS chunks
+    FROM job_chunks c JOIN crawl_jobs j ON j.id = c.job_id JOIN projects p ON p.id = j.project_id
+    WHERE {LIVE} GROUP BY p.user_id),
+heads AS ( -- One index descent for each runnable job.
+    SELECT j.id, j.created_at, p.user_id, coalesce(live.chunks, 0) AS chunks,
+        CAST(floor(extract(epoch FROM now() - coalesce(j.dispatched_at, j.created_at)) / :ageing_seconds) AS int)
+            AS age, head.priority
+    FROM crawl_jobs j JOIN projects p ON p.id = j.project_id LEFT JOIN live ON live.user_id = p.user_id
+    CROSS JOIN LATERAL (SELECT c.priority FROM job_chunks c WHERE c.job_id = j.id AND {READY}
+        ORDER BY c.priority DESC, c.id LIMIT 1) head
+    WHERE {RUNNABLE}),
+urgent AS (
+    SELECT *, least(10, priority + age) AS urgency, chunks + row_number() OVER (
+        PARTITION BY user_id ORDER BY least(10, priority + age) DESC, created_at, id) AS turn FROM heads),
+jobs AS (SELECT * FROM urgent ORDER BY urgency DESC, turn, created_at, id LIMIT :limit),
+ranked AS (
+    SELECT c.id, least(10, c.priority + j.age) AS urgency, j.created_at, j.chunks + row_number() OVER (
+        PARTITION BY j.user_id ORDER BY least(10, c.priority + j.age) DESC, j.created_at, c.id) AS turn
+    FROM jobs j CROSS JOIN LATERAL (SELECT c.id, c.priority FROM job_chunks c WHERE c.job_id = j.id AND {READY}
+        ORDER BY c.priority DESC, c.id LIMIT :limit) c),
+picked AS MATERIALIZED (
+    SELECT id, row_number() OVER (ORDER BY urgency DESC, turn, created_at, id) AS place
+    FROM ranked ORDER BY urgency DESC, turn, created_at, id LIMIT :limit),
+locked AS (
+    SELECT c.id, c.job_id, c.size, c.size - c.accepted - c.failed AS unresolved FROM job_chunks c
+    WHERE c.id = ANY(ARRAY(SELECT id FROM picked)) AND {READY} FOR UPDATE SKIP LOCKED)
+SELECT l.id, l.job_id, p.user_id, a.id AS account_id, l.size, l.unresolved, j.unit_price,
+    EXISTS (SELECT FROM credit_transactions t
+        WHERE t.chunk_id = l.id AND t.type = 'usage' AND t.status = 'pending') AS held
+FROM locked l JOIN picked ON picked.id = l.id JOIN crawl_jobs j ON j.id = l.job_id
+    JOIN projects p ON p.id = j.project_id LEFT JOIN credit_accounts a ON a.user_id = p.user_id
+ORDER BY picked.place
+""")
+
+
+def claim_chunks(session: Session, limit: int, *, ageing_seconds: float = 600) -> list[ClaimedChunk]:
+    """Lock up to ``limit`` ready chunks in the order in which they should run.
+
+    By priority (raised by one for each ``ageing_seconds`` in which nothing of the job was dispatched), then
+    fairly between users by the chunks that they have in flight, then by age.
+    """
+    rows = session.execute(CLAIM, {"limit": limit, "ageing_seconds": ageing_seconds})
+    return [ClaimedChunk(*row) for row in rows]
+
+
+QUEUE = text("""
+UPDATE job_chunks SET attempt = attempt + 1, queued_at = now(), available_at = NULL, updated_at = now(),
+    task_id = 'chunk-' || id || '.' || attempt + 1
+WHERE id = ANY(CAST(:ids AS int[])) AND status = 'pending' AND queued_at IS NULL
+RETURNING id, job_id, attempt, priority
+""")
+DISPATCHED = text("""
+UPDATE crawl_jobs j SET dispatched_at = now()
+FROM (SELECT id FROM crawl_jobs WHERE id = ANY(CAST(:job_ids AS int[])) ORDER BY id FOR NO KEY UPDATE) locked
+WHERE j.id = locked.id
+""")
+
+
+def mark_dispatched(session: Session, job_ids: Sequence[int]) -> None:
+    """Remember when something of these jobs was last dispatched (ageing begins anew)."""
+    session.execute(DISPATCHED, {"job_ids": sorted(set(job_ids))})
+
+
+def queue_chunks(session: Session, ids: Sequence[int]) -> list[Message]:
+    """pending → queued, attempt + 1, for claimed chunks that have a hold; messages in the order of ``ids``."""
+    messages = {row.id: Message(*row) for row in session.execute(QUEUE, {"ids": list(ids)})}
+    return [messages[chunk_id] for chunk_id in ids if chunk_id in messages]
+
+
+IN_FLIGHT = text(f"SELECT count(*) FROM job_chunks c WHERE {LIVE}")
+
+
+def chunks_in_flight(session: Session) -> int:
+    """Chunks that are queued or processing, of all jobs."""
+    return int(session.execute(IN_FLIGHT).scalar_one())
+
+
+PUBLISH_AGAIN = text("""
+WITH lost AS (
+    SELECT id FROM job_chunks WHERE status = 'pending' AND queued_at < now() - make_interval(secs => :seconds)
+    ORDER BY queued_at LIMIT :limit FOR UPDATE SKIP LOCKED)
+UPDATE job_chunks c SET queued_at = now() FROM lost WHERE c.id = lost.id
+RETURNING c.id, c.job_id, c.attempt, c.priority
+""")
+
+
+def publish_again(session: Session, queued_seconds: float, limit: int = 100) -> list[Message]:
+    """queued → queued: chunks whose message seems lost after ``queued_seconds``; the same attempt again."""
+    rows = session.execute(PUBLISH_AGAIN, {"seconds": queued_seconds, "limit": limit})
+    return [Message(*row) for row in rows]

@@ -1,0 +1,195 @@
+"""One frozen object with every setting, read from the environment once and passed down.
+
+Nothing else in the project reads ``os.environ``. docs/configuration.md is held to these fields by a test.
+"""
+
+import ipaddress
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import platformdirs
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+DATABASE_SCHEMES = ("postgresql+psycopg2", "postgresql", "postgres")
+MISSING = '{} is not set: set it, or start `pixtrawl up` and run `eval "$(pixtrawl env)"`.'
+REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+socket", "sentinel")
+
+
+class SettingsError(ValueError):
+    """A setting is wrong. The message is one sentence that names the variable."""
+
+
+class Settings(BaseSettings):
+    """Settings of one process. Every field is the variable ``PIXTRAWL_<FIELD>``; units are in the names."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="PIXTRAWL_", frozen=True, extra="forbid", env_ignore_empty=True
+    )
+
+    home: Path = Field(
+        default_factory=lambda: Path(platformdirs.user_data_dir("pixtrawl")),
+        description="Folder of the embedded services and of the default store.",
+    )
+    database_url: SecretStr | None = Field(
+        None, description="PostgreSQL 15 or newer. Unset: the embedded server in PIXTRAWL_HOME."
+    )
+    redis_url: SecretStr | None = Field(
+        None,
+        description="Redis 6.2 or newer, or Valkey: redis://, rediss://, unix:///path or sentinel://. "
+        "Unset: the embedded server.",
+    )
+    redis_sentinel_master: str | None = Field(
+        None, description="Name of the master, when PIXTRAWL_REDIS_URL is sentinel://."
+    )
+    store_url: str | None = Field(
+        None,
+        description="Where images and inputs are stored: file://, s3://, gs:// or az://. Unset: HOME/store.",
+    )
+    user: str = Field(
+        "local@pixtrawl.invalid", description="E-mail of the profile that the command line acts for."
+    )
+    user_agent: str = Field(
+        "Pixtrawl/0.1 (image crawler; set PIXTRAWL_USER_AGENT with your contact)",
+        description="User-Agent of every request; name a contact in it.",
+        min_length=1,
+    )
+    allowed_networks: Annotated[tuple[IPNetwork, ...], NoDecode] = Field(
+        (),
+        description="Comma-separated CIDRs that are not public and may be connected to all the same.",
+    )
+    log_level: str = Field("info", description="debug, info, warning or error.")
+    log_json: bool = Field(False, description="Write logs as one JSON object a line.")
+
+    credits_per_image: int = Field(
+        1, ge=1, description="Price of one accepted image, fixed for a job when it is submitted."
+    )
+    chunk_size: int = Field(500, ge=1, le=5000, description="Most candidates in one chunk.")
+    lease_seconds: float = Field(
+        30, ge=3, description="A worker that is silent for so long has lost its chunk."
+    )
+    lost_leases_max: int = Field(
+        5, ge=0, description="So many lost leases in a row without a new outcome fail a chunk."
+    )
+    checkpoint_seconds: float = Field(
+        5, gt=0, description="A running chunk commits its outcomes at least so often."
+    )
+    transfers: int = Field(256, ge=1, le=2000, description="Transfers at once in one child process.")
+    transfer_seconds_max: float = Field(
+        60, gt=0, description="Total deadline of one candidate's transfer, redirects included."
+    )
+    connect_seconds_max: float = Field(10, gt=0, description="Deadline of one connect, TLS included.")
+    read_seconds_max: float = Field(15, gt=0, description="Longest silence while a response arrives.")
+    transfer_rate_min: int = Field(
+        1024, ge=0, description="Bytes per second under which a transfer is too_slow, after ten seconds."
+    )
+    transfer_attempts: int = Field(
+        3, ge=1, le=10, description="Attempts for one candidate when the reason is transient."
+    )
+    redirects_max: int = Field(5, ge=0, description="Redirects followed for one candidate.")
+    header_bytes_max: int = Field(32 * 1024, ge=1024, description="Largest response header.")
+    image_bytes_max: int = Field(
+        20 * 1024 * 1024, ge=1, description="Largest body, as received and after content decoding."
+    )
+    image_pixels_max: int = Field(
+        50_000_000, ge=1, description="Most pixels of one image, all frames together."
+    )
+    image_frames_max: int = Field(500, ge=1, description="Most frames of one image.")
+
+    @field_validator("database_url")
+    @classmethod
+    def _database_url(cls, value: SecretStr | None) -> SecretStr | None:
+        """``postgresql://`` means psycopg 3 in SQLAlchemy 2.1; this project uses psycopg2."""
+        if value is None:
+            return None
+        scheme, separator, rest = value.get_secret_value().partition("://")
+        if not separator or scheme not in DATABASE_SCHEMES:
+            raise ValueError("must begin with postgresql://")
+        return SecretStr(f"postgresql+psycopg2://{rest}")
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_url(cls, value: SecretStr | None) -> SecretStr | None:
+        scheme, separator, rest = value.get_secret_value().partition("://") if value else ("", "", "")
+        if value and (not separator or scheme not in REDIS_SCHEMES):
+            raise ValueError("must begin with redis://, rediss://, unix:// or sentinel://")
+        return SecretStr(f"redis+socket://{rest}") if scheme == "unix" else value
+
+    @field_validator("allowed_networks", mode="before")
+    @classmethod
+    def _allowed_networks(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(ipaddress.ip_network(part.strip()) for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("log_level")
+    @classmethod
+    def _log_level(cls, value: str) -> str:
+        if value.lower() not in {"debug", "info", "warning", "error"}:
+            raise ValueError("must be debug, info, warning or error")
+        return value.lower()
+
+    @field_validator("home")
+    @classmethod
+    def _home(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @property
+    def embedded(self) -> bool:
+        """Whether either service is the embedded one."""
+        return self.database_url is None or self.redis_url is None
+
+    @property
+    def store(self) -> str:
+        """URL of the store's root, without a trailing slash."""
+        return (self.store_url or (self.home / "store").as_uri()).rstrip("/")
+
+    @property
+    def broker_url(self) -> str:
+        """URL of Redis as kombu and Flower take it.
+
+        Raises SettingsError when no service is named: an embedded one has to be joined first.
+        """
+        if self.redis_url is None:
+            raise SettingsError(MISSING.format("PIXTRAWL_REDIS_URL"))
+        return self.redis_url.get_secret_value()
+
+    @property
+    def sqlalchemy_url(self) -> str:
+        """URL of PostgreSQL as SQLAlchemy takes it.
+
+        Raises SettingsError when no service is named: an embedded one has to be joined first.
+        """
+        if self.database_url is None:
+            raise SettingsError(MISSING.format("PIXTRAWL_DATABASE_URL"))
+        return self.database_url.get_secret_value()
+
+    def environment(self) -> dict[str, str]:
+        """Environment that gives a child process exactly these settings."""
+        values = {}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, SecretStr):
+                value = value.get_secret_value()
+            if isinstance(value, tuple):
+                value = ",".join(str(part) for part in value)
+            values[f"PIXTRAWL_{name.upper()}"] = "" if value is None else str(value)
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("PIXTRAWL_")}
+        return kept | values
+
+
+def read_settings(**overrides: Any) -> Settings:
+    """Read the environment; ``overrides`` win over it.
+
+    Raises SettingsError with one sentence that names the first wrong variable.
+    """
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        first = error.errors()[0]
+        variable = f"PIXTRAWL_{'_'.join(str(part) for part in first['loc'][:1]).upper()}"
+        reason = first["msg"].removeprefix("Value error, ")
+        raise SettingsError(f"{variable}: {reason} (see docs/configuration.md)") from None

@@ -1,0 +1,182 @@
+"""From a source to chunks: advancing a job's cursor, topping up, and cutting a chunk in two.
+
+Each takes a Session and never commits. A crash repeats a step; the guard on ``source_step`` makes that harmless.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import TextClause, text
+from sqlalchemy.orm import Session
+
+from models.candidates import pack_candidates, unpack_candidates
+from models.jobs import SourceKind, SourceState
+from models.outcomes import Candidate, Reason
+from models.queueing import ClaimedChunk
+from models.recording import Tally, count_job, refuse_range
+
+TOP_UP_MIN = 50
+"""A top-up waits until so many more are wanted, or until nothing is unresolved: no chunks of one candidate."""
+
+
+@dataclass(frozen=True, slots=True)
+class SplittableJob:
+    """A job whose source may yield more now. ``wanted`` candidates may still be handed out."""
+
+    id: int
+    source_kind: SourceKind
+    source: Mapping[str, Any]
+    step: int
+    cursor: Mapping[str, Any]
+    position: int
+    priority: int
+    total_chunks: int
+    wanted: int
+
+
+UNENDED_SOURCE = """j.source_kind IS NOT NULL AND j.source_state IN ('splitting', 'open')
+    AND j.status IN ('pending', 'running') AND j.cancelled_at IS NULL"""
+SPLITTABLE = text(f"""
+SELECT j.id, j.source_kind, j.source, j.source_step, j.source_cursor, j.source_position, j.priority,
+    j.total_chunks, wanted
+FROM crawl_jobs j CROSS JOIN LATERAL (SELECT j.max_images - j.source_position + j.failed_images AS wanted) w
+WHERE {UNENDED_SOURCE} AND j.paused_at IS NULL AND wanted > 0
+    AND (j.source_state = 'splitting' OR wanted >= :top_up_min
+        OR j.source_position = j.valid_images + j.failed_images)
+ORDER BY j.priority DESC, j.id LIMIT :limit
+""")
+
+
+def splittable_jobs(session: Session, limit: int = 50) -> list[SplittableJob]:
+    """Jobs that want candidates: until accepted and unresolved ones together reach ``max_images``."""
+    rows = session.execute(SPLITTABLE, {"limit": limit, "top_up_min": TOP_UP_MIN})
+    return [SplittableJob(row.id, SourceKind(row.source_kind), *row[2:]) for row in rows]
+
+
+ADVANCE = text("""
+UPDATE crawl_jobs SET source_step = source_step + 1, source_cursor = CAST(:cursor AS jsonb),
+    source_position = source_position + :candidates, source_state = :state,
+    total_images = greatest(total_images, source_position + :candidates),
+    total_chunks = total_chunks + :chunks, updated_at = now()
+WHERE id = :job_id AND source_step = :step AND status IN ('pending', 'running') AND cancelled_at IS NULL
+RETURNING id
+""")
+
+
+def advance_source(
+    session: Session,
+    job: SplittableJob,
+    cursor: Mapping[str, Any],
+    state: SourceState,
+    chunks: Sequence["NewChunk"],
+) -> bool:
+    """source at step k → k + 1, with its chunks - → pending; False when another step k was written meanwhile."""
+    parameters = {
+        "job_id": job.id,
+        "step": job.step,
+        "cursor": json.dumps(dict(cursor)),
+        "state": state.value,
+        "candidates": sum(len(chunk.candidates) for chunk in chunks),
+        "chunks": len(chunks),
+    }
+    if session.execute(ADVANCE, parameters).first() is None:
+        return False
+    insert_chunks(session, job.id, job.priority, chunks)
+    return True
+
+
+SATISFIED = text(f"""
+SELECT j.id, j.source_position, j.total_images FROM crawl_jobs j
+WHERE {UNENDED_SOURCE} AND j.valid_images >= j.max_images ORDER BY j.id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
+""")
+ABANDONED = text("""
+SELECT j.id, j.source_position, j.total_images FROM crawl_jobs j
+WHERE j.source_state IN ('splitting', 'open') AND j.status IN ('pending', 'running')
+    AND j.cancelled_at IS NOT NULL ORDER BY j.id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
+""")
+END_SOURCE = text("""
+UPDATE crawl_jobs SET source_state = :state, source_position = total_images, updated_at = now() WHERE id = :job_id
+""")
+
+
+def satisfy_source(session: Session) -> int | None:
+    """source open → satisfied: ``max_images`` are accepted, candidates left over are ``not_needed``.
+
+    Returns the job, or None when there is none.
+    """
+    return _end_source(session, SATISFIED, SourceState.SATISFIED, Reason.NOT_NEEDED, "max_images is met")
+
+
+def abandon_source(session: Session) -> int | None:
+    """source → exhausted: the job was cancelled, candidates not handed out are ``cancelled``."""
+    return _end_source(session, ABANDONED, SourceState.EXHAUSTED, Reason.CANCELLED, "the job was cancelled")
+
+
+def _end_source(
+    session: Session, select: TextClause, state: SourceState, reason: Reason, detail: str
+) -> int | None:
+    row = session.execute(select).one_or_none()
+    if row is None:
+        return None
+    left = row.total_images - row.source_position
+    if left:
+        positions = (row.source_position, row.total_images)
+        refuse_range(session, row.id, None, positions, reason, detail, untouched=True)
+        count_job(session, row.id, Tally(failures={reason.value: left}))
+    session.execute(END_SOURCE, {"job_id": row.id, "state": state.value})
+    return int(row.id)
+
+
+INSERT_CHUNK = text("""
+INSERT INTO job_chunks (job_id, chunk_index, priority, size, candidates, image_range)
+SELECT :job_id, chunk_index, :priority, size, candidates,
+    jsonb_build_object('start', start, 'end', start + size)
+FROM unnest(CAST(:indexes AS int[]), CAST(:starts AS int[]), CAST(:sizes AS int[]),
+    CAST(:packed AS bytea[])) AS new (chunk_index, start, size, candidates)
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class NewChunk:
+    """Candidates at consecutive positions from ``start``."""
+
+    index: int
+    start: int
+    candidates: Sequence[Candidate]
+
+
+def insert_chunks(session: Session, job_id: int, priority: int, chunks: Sequence[NewChunk]) -> None:
+    """- → pending, for each of ``chunks``; the caller counts them in the job."""
+    parameters = {
+        "indexes": [chunk.index for chunk in chunks],
+        "starts": [chunk.start for chunk in chunks],
+        "sizes": [len(chunk.candidates) for chunk in chunks],
+        "packed": [pack_candidates(chunk.candidates) for chunk in chunks],
+    }
+    session.execute(INSERT_CHUNK, {"job_id": job_id, "priority": priority, **parameters})
+
+
+CANDIDATES = text("""
+SELECT chunk_index, priority, candidates, CAST(image_range->>'start' AS int) AS start
+FROM job_chunks WHERE id = :id
+""")
+SHORTEN = text("""
+UPDATE job_chunks SET size = :size, candidates = :candidates, updated_at = now(),
+    image_range = jsonb_build_object('start', CAST(:start AS int), 'end', CAST(:end AS int)) WHERE id = :id
+""")
+NEXT_INDEX = text("""
+UPDATE crawl_jobs SET total_chunks = total_chunks + 1 WHERE id = :job_id RETURNING total_chunks - 1
+""")
+
+
+def split_chunk(session: Session, chunk: ClaimedChunk, first_size: int) -> None:
+    """An untouched claimed chunk keeps its first ``first_size`` candidates; a new chunk has the others."""
+    row = session.execute(CANDIDATES, {"id": chunk.id}).one()
+    candidates = unpack_candidates(bytes(row.candidates), row.start)
+    kept, rest = candidates[:first_size], candidates[first_size:]
+    index = session.execute(NEXT_INDEX, {"job_id": chunk.job_id}).scalar_one()
+    shortened = {"start": row.start, "end": row.start + len(kept), "size": len(kept)}
+    session.execute(SHORTEN, {"id": chunk.id, "candidates": pack_candidates(kept), **shortened})
+    insert_chunks(session, chunk.job_id, row.priority, [NewChunk(index, rest[0].position, rest)])

@@ -1,0 +1,32 @@
+"""Which workers are alive: each writes its own row, dispatch reads how many slots there are."""
+
+import datetime
+
+from sqlalchemy import CheckConstraint, String, func, text
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from models.base import Base
+
+
+class Worker(Base):
+    """One worker process and its heartbeat. ``slots`` is how many chunks it runs at once."""
+
+    __tablename__ = "workers"
+    __table_args__ = (CheckConstraint("slots >= 0", name="slots"),)
+
+    name: Mapped[str] = mapped_column(String(255), primary_key=True)
+    slots: Mapped[int]
+    version: Mapped[str] = mapped_column(String(20))
+    started_at: Mapped[datetime.datetime] = mapped_column(server_default=func.now())
+    seen_at: Mapped[datetime.datetime] = mapped_column(server_default=func.now())
+
+
+LIVE_SECONDS = 15
+LIVE_SLOTS = text("""
+SELECT coalesce(sum(slots), 0) FROM workers WHERE seen_at > now() - make_interval(secs => :seconds)
+""")
+
+
+def live_slots(session: Session) -> int:
+    """Chunks that the workers seen in the last LIVE_SECONDS run at once, all together."""
+    return int(session.execute(LIVE_SLOTS, {"seconds": LIVE_SECONDS}).scalar_one())

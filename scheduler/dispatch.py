@@ -1,0 +1,73 @@
+"""pending → queued: which chunks run next, each with its credits held. Commit, then send.
+
+The window is short, about two chunks for each live slot, so that an urgent job waits for one chunk at most.
+"""
+
+import structlog
+from sqlalchemy.orm import Session
+
+from models.credits import Hold, hold, spendable
+from models.job_lifecycle import block_job
+from models.jobs import BlockedReason
+from models.queueing import (
+    ClaimedChunk,
+    Message,
+    chunks_in_flight,
+    claim_chunks,
+    mark_dispatched,
+    queue_chunks,
+)
+from models.splitting import split_chunk
+from models.workers import live_slots
+from scheduler.leader import Leader
+
+CHUNKS_PER_SLOT = 2
+BATCH = 16
+
+log = structlog.get_logger()
+
+
+def dispatch(leader: Leader) -> list[Message]:
+    """Queue the next chunks, as many as the window has room for; the messages to send once this returns."""
+    with leader.transaction() as session:
+        room = CHUNKS_PER_SLOT * live_slots(session) - chunks_in_flight(session)
+        if room <= 0:
+            return []
+        chunks = claim_chunks(session, min(room, BATCH))
+        mark_dispatched(session, [chunk.job_id for chunk in chunks])
+        return queue_chunks(session, [chunk.id for chunk in chunks if place_hold(session, chunk)])
+
+
+def place_hold(session: Session, chunk: ClaimedChunk) -> bool:
+    """Hold the chunk's worst case; whether it may be queued.
+
+    If the credits cover only some candidates, the chunk is split there; with none left the job is blocked.
+    """
+    if chunk.held or take_hold(session, chunk, chunk.unresolved):
+        return True
+    if chunk.account_id is None:
+        block(session, chunk, BlockedReason.OUT_OF_CREDITS)
+        return False
+    free, reason = spendable(session, chunk.account_id)
+    covered = free // chunk.unit_price
+    if covered < 1 or chunk.unresolved < chunk.size:
+        block(session, chunk, reason)
+        return False
+    split_chunk(session, chunk, covered)
+    return take_hold(session, chunk, covered)
+
+
+def take_hold(session: Session, chunk: ClaimedChunk, candidates: int) -> bool:
+    """Hold the price of so many candidates."""
+    if chunk.account_id is None:
+        return False
+    amount = candidates * chunk.unit_price
+    return hold(
+        session, Hold(chunk.account_id, chunk.user_id, chunk.job_id, chunk.id, amount, chunk.unit_price)
+    )
+
+
+def block(session: Session, chunk: ClaimedChunk, reason: BlockedReason) -> None:
+    """Take the job out of the claim until its account can pay."""
+    if block_job(session, chunk.job_id, reason):
+        log.warning("job_blocked", job=chunk.job_id, reason=reason.value)

@@ -1,0 +1,73 @@
+"""Leadership: one scheduler at a time writes, on the one connection that holds the lock.
+
+A leader that is stopped loses its session to ``idle_session_timeout`` and with it the lock: it can write
+nothing more, so a second leader can do no harm.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import structlog
+from sqlalchemy import Connection, text
+from sqlalchemy.orm import Session
+
+from models.database import make_engine
+from models.settings import Settings
+
+LOCK = 0x70697874  # "pixt"
+STANDBY_SECONDS = 1.0
+IDLE_SECONDS_MAX = 8
+
+log = structlog.get_logger()
+
+TRY_LOCK = text("SELECT pg_try_advisory_lock(:key)")
+
+
+class Leader:
+    """The connection that holds the lock. Every write of the scheduler goes through ``transaction``."""
+
+    def __init__(self, connection: Connection, settings: Settings) -> None:
+        self.connection = connection
+        self.settings = settings
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """One transaction on the leader's connection."""
+        with Session(self.connection, expire_on_commit=False) as session, session.begin():
+            yield session
+
+
+@contextmanager
+def leadership(settings: Settings, stop: threading.Event) -> Iterator[Leader | None]:
+    """Wait until this process is the leader; None when ``stop`` was set before.
+
+    Raises SQLAlchemy's DBAPIError when the database is away. Needs a direct connection to PostgreSQL, not one
+    pooled by transactions.
+    """
+    engine = make_engine(
+        settings.sqlalchemy_url,
+        application_name="pixtrawl scheduler",
+        idle_session_timeout=f"{IDLE_SECONDS_MAX}s",
+    )
+    try:
+        with engine.connect() as connection:
+            yield Leader(connection, settings) if _wait_for_lock(connection, stop) else None
+            connection.invalidate()  # Closing the session for good releases the lock.
+    finally:
+        engine.dispose()
+
+
+def _wait_for_lock(connection: Connection, stop: threading.Event) -> bool:
+    waited = False
+    while not stop.is_set():
+        locked = connection.execute(TRY_LOCK, {"key": LOCK}).scalar_one()
+        connection.commit()
+        if locked:
+            log.info("leader")
+            return True
+        if not waited:
+            log.info("standby")
+            waited = True
+        stop.wait(STANDBY_SECONDS)
+    return False

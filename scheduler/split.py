@@ -1,0 +1,96 @@
+"""From sources to chunks, streaming: one step of each job that wants candidates.
+
+A step reads the store first and commits after; a crash in between repeats it.
+"""
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+
+import structlog
+from worker.sources.url_list import read_step
+
+from models.jobs import SourceState
+from models.outcomes import Candidate
+from models.splitting import (
+    NewChunk,
+    SplittableJob,
+    abandon_source,
+    advance_source,
+    satisfy_source,
+    splittable_jobs,
+)
+from scheduler.leader import Leader
+from worker.store import Store, StoreError
+
+STEP_CANDIDATES = 10_000
+FIRST_CHUNK_SIZE = 50
+CHUNKS_PER_SIZE = 4
+STORE_AWAY_SECONDS = 10.0
+
+log = structlog.get_logger()
+
+
+class Splitter:
+    """Splits for one leader; remembers which jobs' inputs could not be read, so as to try them less often."""
+
+    def __init__(self, leader: Leader, store: Store) -> None:
+        self.leader = leader
+        self.store = store
+        self.retry_at: dict[int, float] = {}
+
+    def split(self) -> bool:
+        """One step of every job that wants candidates; whether anything was split."""
+        with self.leader.transaction() as session:
+            jobs = splittable_jobs(session)
+        now = time.monotonic()
+        steps = [self.step(job) for job in jobs if self.retry_at.get(job.id, 0) <= now]
+        return any(steps)
+
+    def step(self, job: SplittableJob) -> bool:
+        """Source step k → k + 1 and its chunks; whether it was written."""
+        try:
+            candidates, cursor, exhausted = read_step(
+                self.store, job.source, job.cursor, min(job.wanted, STEP_CANDIDATES)
+            )
+        except StoreError as error:
+            log.error("source_unreadable", job=job.id, error=str(error))  # noqa: TRY400 - no bug of ours
+            self.retry_at[job.id] = time.monotonic() + STORE_AWAY_SECONDS
+            return False
+        state = SourceState.SPLITTING
+        if exhausted:
+            state = SourceState.EXHAUSTED
+        elif len(candidates) == job.wanted:
+            state = SourceState.OPEN
+        chunks = list(cut(candidates, job.total_chunks, self.leader.settings.chunk_size))
+        with self.leader.transaction() as session:
+            advanced = advance_source(session, job, cursor, state, chunks)
+        if advanced:
+            log.info(
+                "job_split", job=job.id, chunks=len(chunks), candidates=len(candidates), source=state.value
+            )
+        return advanced
+
+    def end_sources(self) -> None:
+        """Sources of jobs that need no more, or that were cancelled: nothing more is handed out."""
+        for end in (satisfy_source, abandon_source):
+            ended: int | None = 0
+            while ended is not None:
+                with self.leader.transaction() as session:
+                    ended = end(session)
+
+
+def cut(candidates: Sequence[Candidate], first_index: int, size_max: int) -> Iterator[NewChunk]:
+    """Chunks of consecutive candidates, numbered from ``first_index``.
+
+    The first chunks of a job are small and they grow, so that a short list is spread over the workers and a
+    long one is not cut into too many pieces.
+    """
+    start = 0
+    for index in itertools.count(first_index):
+        if start >= len(candidates):
+            return
+        size = min(size_max, FIRST_CHUNK_SIZE << min(index // CHUNKS_PER_SIZE, 16))
+        chunk = candidates[start : start + size]
+        yield NewChunk(index, chunk[0].position, chunk)
+        start += size

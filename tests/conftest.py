@@ -1,0 +1,92 @@
+"""Real servers and databases for tests. A server starts when the first test asks for it, and is shared."""
+
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import Engine, create_engine, make_url
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import NullPool
+
+from models.database import make_engine, migrate
+
+if TYPE_CHECKING:
+    from scheduler.devstack import Services
+
+TEMPLATE = "template_at_head"
+numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Services"]:
+    """PostgreSQL and Valkey of this test run, as the embedded mode runs them."""
+    from scheduler.devstack import join
+
+    with join(tmp_path_factory.mktemp("home")) as running:
+        yield running
+
+
+def of_database(url: str, name: str) -> str:
+    """The same server's URL for another database."""
+    return make_url(url).set(database=name).render_as_string(hide_password=False)
+
+
+@pytest.fixture(scope="session")
+def administration(services: "Services") -> Iterator[Engine]:
+    """Engine that makes and drops databases."""
+    engine = create_engine(
+        of_database(services.database_url, "postgres"), isolation_level="AUTOCOMMIT", poolclass=NullPool
+    )
+    with engine.connect() as connection:
+        # Databases of a test run need not survive a power cut.
+        connection.exec_driver_sql("ALTER SYSTEM SET fsync = off")
+        connection.exec_driver_sql("SELECT pg_reload_conf()")
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def template(services: "Services", administration: Engine) -> str:
+    """Name of a database at head that nobody connects to, so that it can be copied."""
+    with administration.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {TEMPLATE} TEMPLATE template0")
+    migrate(of_database(services.database_url, TEMPLATE))
+    return TEMPLATE
+
+
+def fresh_database(services: "Services", administration: Engine, template: str) -> Iterator[str]:
+    """URL of a copy of ``template``, dropped afterwards whoever is still connected."""
+    name = f"test_{next(numbers)}"
+    with administration.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield of_database(services.database_url, name)
+    with administration.connect() as connection:
+        connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def empty_database_url(services: "Services", administration: Engine) -> Iterator[str]:
+    """URL of a fresh database without tables."""
+    yield from fresh_database(services, administration, "template0")
+
+
+@pytest.fixture
+def database_url(services: "Services", administration: Engine, template: str) -> Iterator[str]:
+    """URL of a fresh database at this program's revision."""
+    yield from fresh_database(services, administration, template)
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """Engine on the fresh database, with the limits that the program's sessions have."""
+    engine = make_engine(database_url, pool_size=5)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def session(engine: Engine) -> Iterator[Session]:
+    """Session on the fresh database."""
+    with Session(engine) as session:
+        yield session

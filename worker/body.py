@@ -1,0 +1,265 @@
+"""The body of one response: its bounds, its content coding and the memory it may take. It never connects."""
+
+import asyncio
+import collections
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+from typing import Protocol, Self
+
+from models.outcomes import Reason
+from worker.errors import PictureError, TransferError
+
+PIECE_BYTES = 64 * 1024
+# A body up to here takes memory without asking: 256 hostile transfers hold 64 MiB by it.
+FREE_BYTES = 256 * 1024
+# All larger bodies of one process share this much.
+SHARED_BYTES = 64 * 1024 * 1024
+RATE_GRACE_SECONDS = 10.0
+
+# Labels that servers send although they name no compression.
+_UNCODED = frozenset({"", "identity", "none", "binary", "utf-8", "aws-chunked"})
+_CODINGS = {"gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate"}
+
+
+class Source(Protocol):
+    """What a body is read from."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The response header."""
+        ...
+
+    async def read_some(self) -> bytes:
+        """Wait for the next bytes; none means the end."""
+        ...
+
+
+class UnknownCodingError(ValueError):
+    """The Content-Encoding is none that we decode."""
+
+
+class BodyMemory:
+    """The memory that all large bodies of one process share, given out in the order of asking."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self.free_bytes = bytes_max
+        self._waiting: collections.deque[tuple[int, asyncio.Future[None]]] = collections.deque()
+
+    def lease(self) -> "Lease":
+        """Open an empty lease; it must be released."""
+        return Lease(self)
+
+    async def take(self, size: int) -> None:
+        """Take ``size`` bytes, waiting until they are free."""
+        if not self._waiting and size <= self.free_bytes:
+            self.free_bytes -= size
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append((size, turn))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                self._waiting.remove((size, turn))
+                self.give_back(0)
+            else:
+                self.give_back(size)
+            raise
+
+    def give_back(self, size: int) -> None:
+        """Return bytes and wake whoever can go on."""
+        self.free_bytes += size
+        while self._waiting and self._waiting[0][0] <= self.free_bytes:
+            taken, turn = self._waiting.popleft()
+            if not turn.done():
+                self.free_bytes -= taken
+                turn.set_result(None)
+
+
+class Lease:
+    """What one body holds of the shared memory. It is taken at once and never grows: no two can deadlock."""
+
+    __slots__ = ("_memory", "held_bytes")
+
+    def __init__(self, memory: BodyMemory) -> None:
+        self._memory = memory
+        self.held_bytes = 0
+
+    async def reserve(self, size: int) -> None:
+        """Take ``size`` bytes; more than once only after a release."""
+        if self.held_bytes:
+            raise RuntimeError("a lease is taken once")
+        await self._memory.take(size)
+        self.held_bytes = size
+
+    def shrink_to(self, size: int) -> None:
+        """Give back what is held over ``size`` bytes."""
+        surplus = self.held_bytes - size
+        if surplus > 0:
+            self.held_bytes = size
+            self._memory.give_back(surplus)
+
+    def release(self) -> None:
+        """Give everything back. The lease can be used again."""
+        self.shrink_to(0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
+
+
+class ContentDecoder:
+    """Undoes gzip or deflate (RFC 9110, section 8.4.1), at most PIECE_BYTES at once: a bomb stays small."""
+
+    __slots__ = ("_coding", "_ended", "_head", "_inflater")
+
+    def __init__(self, coding: str) -> None:
+        self._coding = coding
+        self._inflater: zlib._Decompress | None = None
+        self._head = b""
+        self._ended = False
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Yield what ``data`` decodes to. Raises zlib.error."""
+        data = self._head + data
+        self._head = b""
+        while not self._ended:
+            if self._inflater is None:
+                if len(data) < 2:
+                    self._head = data
+                    return
+                self._inflater = zlib.decompressobj(self._window_bits(data))
+            piece = self._inflater.decompress(data, PIECE_BYTES)
+            if piece:
+                yield piece
+            if self._inflater.eof:
+                data = self._next_member(self._inflater.unused_data)
+                continue
+            data = self._inflater.unconsumed_tail
+            if not data and len(piece) < PIECE_BYTES:
+                return
+
+    def finish(self) -> None:
+        """Raise zlib.error when the coded body was cut."""
+        if not self._ended and (self._inflater is not None or self._coding != "gzip" or self._head):
+            raise zlib.error("the coded body ends early")
+
+    def _window_bits(self, head: bytes) -> int:
+        """Deflate means the zlib format, but some servers send the bare stream: look at its two bytes."""
+        if self._coding == "gzip":
+            return 16 + zlib.MAX_WBITS
+        is_zlib = head[0] & 0x0F == 8 and int.from_bytes(head[:2], "big") % 31 == 0
+        return zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS
+
+    def _next_member(self, rest: bytes) -> bytes:
+        """Gzip may have several members; anything else after the end is padding."""
+        self._ended = self._coding != "gzip" or not rest.startswith(b"\x1f\x8b")
+        self._inflater = None
+        return b"" if self._ended else rest
+
+
+def make_decoder(content_encoding: str) -> ContentDecoder | None:
+    """Find the decoder for a Content-Encoding header, None when there is nothing to undo.
+
+    Raises UnknownCodingError.
+    """
+    label = content_encoding.strip().lower()
+    if label in _UNCODED:
+        return None
+    if label not in _CODINGS:
+        raise UnknownCodingError(f"Content-Encoding {label[:60]} is not understood")
+    return ContentDecoder(_CODINGS[label])
+
+
+class BodyReader:
+    """Reads one body within its bounds. ``wire_bytes`` counts what arrived, also when reading fails."""
+
+    __slots__ = ("_bytes_max", "_clock", "_lease", "_rate_min", "_size", "wire_bytes")
+
+    def __init__(self, *, bytes_max: int, rate_min: int, lease: Lease, clock: Callable[[], float]) -> None:
+        self._bytes_max = bytes_max
+        self._rate_min = rate_min
+        self._lease = lease
+        self._clock = clock
+        self._size = 0
+        self.wire_bytes = 0
+
+    async def read(self, source: Source) -> bytes:
+        """Read to the end and undo the content coding.
+
+        Raises TransferError (``too_large``, ``too_slow``, ``protocol``) or PictureError (``not_an_image``), and
+        whatever the source raises.
+        """
+        length = _content_length(source.headers)
+        if length is not None and length > self._bytes_max:
+            raise self._too_large()
+        decoder = _decoder_for(source.headers)
+        expected = self._bytes_max if decoder or length is None else length
+        pieces: list[bytes] = []
+        started = self._clock()
+        while chunk := await source.read_some():
+            self._count(chunk, self._clock() - started)
+            if decoder is None:
+                await self._grow(len(chunk), expected)
+                pieces.append(chunk)
+                continue
+            for piece in _decoded(decoder, chunk):
+                await self._grow(len(piece), expected)
+                pieces.append(piece)
+        if decoder is not None:
+            _finish(decoder)
+        self._lease.shrink_to(self._size)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _count(self, chunk: bytes, elapsed_seconds: float) -> None:
+        self.wire_bytes += len(chunk)
+        if self.wire_bytes > self._bytes_max:
+            raise self._too_large()
+        if elapsed_seconds > RATE_GRACE_SECONDS and self.wire_bytes < self._rate_min * elapsed_seconds:
+            raise TransferError(
+                Reason.TOO_SLOW, f"{self.wire_bytes} bytes arrived in {elapsed_seconds:.0f} seconds"
+            )
+
+    async def _grow(self, size: int, expected: int) -> None:
+        self._size += size
+        if self._size > self._bytes_max:
+            raise self._too_large()
+        if self._size > FREE_BYTES and not self._lease.held_bytes:
+            await self._lease.reserve(expected)
+
+    def _too_large(self) -> TransferError:
+        return TransferError(Reason.TOO_LARGE, f"the body is larger than {self._bytes_max} bytes")
+
+
+def _content_length(headers: Mapping[str, str]) -> int | None:
+    text = headers.get("Content-Length", "").strip()
+    return int(text) if text.isascii() and text.isdigit() else None
+
+
+def _decoder_for(headers: Mapping[str, str]) -> ContentDecoder | None:
+    try:
+        return make_decoder(headers.get("Content-Encoding", ""))
+    except UnknownCodingError as error:
+        raise PictureError(Reason.NOT_AN_IMAGE, str(error)) from error
+
+
+def _decoded(decoder: ContentDecoder, chunk: bytes) -> Iterator[bytes]:
+    try:
+        yield from decoder.feed(chunk)
+    except zlib.error as error:
+        raise TransferError(Reason.PROTOCOL, f"the content coding is broken: {error}") from error
+
+
+def _finish(decoder: ContentDecoder) -> None:
+    try:
+        decoder.finish()
+    except zlib.error as error:
+        raise TransferError(Reason.PROTOCOL, f"the content coding is broken: {error}") from error

@@ -1,0 +1,231 @@
+"""What an image file's own structure says: its format, its bounds, and whether it is all there.
+
+Reads lengths and trailers only. Must never decode a pixel or allocate by a number that the file claims.
+"""
+
+import re
+import struct
+import zlib
+from dataclasses import dataclass
+
+from models.outcomes import ImageFormat, Reason
+from worker.errors import PictureError
+
+JPEG_END = b"\xff\xd9"
+AVIF_BRANDS = frozenset({b"avif", b"avis"})
+GIF_EXTENSION, GIF_IMAGE, GIF_TRAILER = 0x21, 0x2C, 0x3B
+
+# A server that fails half way often appends its error page to a picture it had already sent. Other tails are
+# harmless and common: the video of a motion photo, further pictures, zero padding.
+MARKUP = re.compile(rb"<(?:!doctype\s|html|head|body|script|\?php|br\s?/?>|b>)", re.IGNORECASE)
+MARKUP_BYTES = 512
+
+OTHER_KINDS = (
+    (b"BM", "a BMP image, a format that is not stored"),
+    (b"II*\0", "a TIFF image, a format that is not stored"),
+    (b"MM\0*", "a TIFF image, a format that is not stored"),
+    (b"8BPS", "a Photoshop document"),
+    (b"\0\0\1\0", "an icon, a format that is not stored"),
+    (b"\xff\x0a", "a JPEG XL image, a format that is not stored"),
+    (b"\0\0\0\x0cJXL ", "a JPEG XL image, a format that is not stored"),
+    (b"\0\0\0\x0cjP  ", "a JPEG 2000 image, a format that is not stored"),
+    (b"%PDF", "a PDF document"),
+    (b"%!PS", "a PostScript document"),
+    (b"PK\3\4", "a zip archive"),
+    (b"\x1f\x8b", "gzip data"),
+    (b"{", "JSON text"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A complete file. Width, height (pixels) and frames are 0 where only the decoder can say."""
+
+    format: ImageFormat
+    width: int
+    height: int
+    frames: int
+
+
+def read_container(body: bytes) -> Container:
+    """Tell the format from the first bytes and walk the file to its trailer.
+
+    Raises PictureError: NOT_AN_IMAGE for anything but the five stored formats, CORRUPT for a file that ends
+    too early or goes on as a web page.
+    """
+    try:
+        if body.startswith(b"\xff\xd8\xff"):
+            return _read_jpeg(body)
+        if body.startswith(b"\x89PNG\r\n\x1a\n"):
+            return _read_png(body)
+        if body.startswith(b"RIFF") and body[8:12] == b"WEBP":
+            return _read_webp(body)
+        if body.startswith((b"GIF87a", b"GIF89a")):
+            return _read_gif(body)
+        if body[4:8] == b"ftyp" and AVIF_BRANDS & _brands(body):
+            return _read_avif(body)
+    except (struct.error, IndexError):
+        raise _cut() from None
+    raise PictureError(Reason.NOT_AN_IMAGE, _describe(body))
+
+
+def _read_jpeg(body: bytes) -> Container:
+    """Look only at what follows the last end marker: the decoder finds the image's own end by itself."""
+    end = len(body) if body.endswith(JPEG_END) else body.rfind(JPEG_END) + 2
+    if end < 2:
+        raise _cut()
+    _check_tail(body, end)
+    return Container(ImageFormat.JPEG, 0, 0, 1)
+
+
+def _read_png(body: bytes) -> Container:
+    """Chunks of length, kind, data and CRC, from IHDR to IEND (PNG specification, 5.3).
+
+    Frames are left to the decoder, which knows whether the still image is one of them.
+    """
+    view = memoryview(body)
+    length, kind, width, height = struct.unpack_from(">I4sII", body, 8)
+    if kind != b"IHDR" or length != 13:
+        raise PictureError(Reason.CORRUPT, "a PNG without its header")
+    position = 8
+    while kind != b"IEND":
+        length, kind = struct.unpack_from(">I4s", body, position)
+        end = position + 12 + length
+        if end > len(body):
+            raise _cut()
+        # Viewers ignore a wrong checksum in ancillary chunks (lower-case names), and so do we.
+        checked = kind[0] < 0x60 or kind == b"fdAT"
+        if checked and zlib.crc32(view[position + 4 : end - 4]).to_bytes(4, "big") != view[end - 4 : end]:
+            name = kind.decode("ascii", "replace")
+            raise PictureError(Reason.CORRUPT, f"wrong checksum in the PNG's {name} chunk")
+        position = end
+    _check_tail(body, position)
+    return Container(ImageFormat.PNG, width, height, 0)
+
+
+def _read_webp(body: bytes) -> Container:
+    """RIFF chunks of kind, length, data and padding (RFC 9649, section 2)."""
+    file_end = 8 + int(struct.unpack_from("<I", body, 4)[0])
+    if file_end > len(body):
+        raise _cut()
+    position, width, height, frames = 12, 0, 0, 0
+    while position + 8 <= file_end:
+        kind, length = struct.unpack_from("<4sI", body, position)
+        if position + 8 + length > file_end:
+            raise _cut()
+        size = _webp_size(body, kind, position + 8)
+        width, height = max(width, size[0]), max(height, size[1])
+        frames += kind == b"ANMF"
+        position += 8 + length + (length & 1)
+    _check_tail(body, file_end)
+    return Container(ImageFormat.WEBP, width, height, frames or 1)
+
+
+def _webp_size(body: bytes, kind: bytes, start: int) -> tuple[int, int]:
+    """Canvas or frame in pixels: libwebp allocates it as soon as it opens a file, so it is read before."""
+    if kind == b"VP8X":
+        canvas = int.from_bytes(body[start + 4 : start + 10], "little")
+        return (canvas & 0xFFFFFF) + 1, (canvas >> 24) + 1
+    if kind == b"VP8L":
+        bits = int.from_bytes(body[start + 1 : start + 5], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if kind == b"VP8 ":
+        width, height = struct.unpack_from("<HH", body, start + 6)
+        return width & 0x3FFF, height & 0x3FFF
+    return 0, 0
+
+
+def _read_gif(body: bytes) -> Container:
+    """Blocks up to the trailer (GIF89a, appendix B). A frame may reach over the edge of the screen."""
+    width, height, flags = struct.unpack_from("<HHB", body, 6)
+    position, frames = 13 + _gif_table_bytes(flags), 0
+    while (block := body[position]) != GIF_TRAILER:
+        if block == GIF_EXTENSION:
+            position = _skip_gif_data(body, position + 2)
+        elif block == GIF_IMAGE:
+            left, top, wide, high, flags = struct.unpack_from("<4HB", body, position + 1)
+            width, height, frames = max(width, left + wide), max(height, top + high), frames + 1
+            position = _skip_gif_data(body, position + 11 + _gif_table_bytes(flags))
+        elif block == 0:
+            # Old encoders pad blocks with zeros, and every viewer skips them.
+            position += 1
+        else:
+            raise PictureError(Reason.CORRUPT, f"unknown GIF block {block:#04x}")
+    if frames == 0:
+        raise PictureError(Reason.CORRUPT, "a GIF without a frame")
+    _check_tail(body, position + 1)
+    return Container(ImageFormat.GIF, width, height, frames)
+
+
+def _gif_table_bytes(flags: int) -> int:
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+
+def _skip_gif_data(body: bytes, position: int) -> int:
+    """Position behind a chain of sub-blocks, which an empty one ends."""
+    while length := body[position]:
+        position += length + 1
+    return position + 1
+
+
+def _read_avif(body: bytes) -> Container:
+    """Top-level boxes of length, kind and data (ISO/IEC 14496-12, 4.2) must fill the file exactly."""
+    position, width, height = 0, 0, 0
+    while position < len(body):
+        length, kind = struct.unpack_from(">I4s", body, position)
+        if length == 1:
+            length = struct.unpack_from(">Q", body, position + 8)[0]
+        elif length == 0:
+            # A last box that reaches to the end of the file, or zeros after the image.
+            if kind != b"mdat" and body.count(0, position) != len(body) - position:
+                raise PictureError(Reason.CORRUPT, "an AVIF box without a length")
+            break
+        if length < 8:
+            raise PictureError(Reason.CORRUPT, "an AVIF box with an impossible length")
+        if kind == b"meta":
+            width, height = _avif_size(body, position, position + length)
+        position += length
+    if position > len(body):
+        raise _cut()
+    _check_tail(body, position)
+    return Container(ImageFormat.AVIF, width, height, 0)
+
+
+def _avif_size(body: bytes, start: int, end: int) -> tuple[int, int]:
+    """Pixels of the largest image that the metadata describes: a grid has one entry and each tile another."""
+    largest = (0, 0)
+    while (start := body.find(b"ispe", start, end) + 4) > 4:
+        width, height = struct.unpack_from(">II", body, start + 4)
+        largest = max(largest, (width, height), key=lambda size: size[0] * size[1])
+    return largest
+
+
+def _brands(body: bytes) -> set[bytes]:
+    """Major and compatible brands: HEIC and plain video share AVIF's container but not its brands."""
+    length = min(int.from_bytes(body[:4], "big"), 256)
+    return {body[8:12], *(body[start : start + 4] for start in range(16, length, 4))}
+
+
+def _check_tail(body: bytes, end: int) -> None:
+    """Find a web page behind the image, or in place of its second half (lossy WebP decodes any bytes)."""
+    if MARKUP.search(body, end, end + MARKUP_BYTES) or b"</html>" in body[-64:].lower():
+        raise PictureError(Reason.CORRUPT, "the image breaks off or ends, and a web page follows")
+
+
+def _cut() -> PictureError:
+    return PictureError(Reason.CORRUPT, "the file ends before the image does")
+
+
+def _describe(body: bytes) -> str:
+    """Say in a few words what came instead of an image."""
+    if not body:
+        return "the body is empty"
+    text = body[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith(b"<"):
+        return "an SVG drawing, which is not stored" if b"<svg" in text else "a web page or other markup"
+    for prefix, kind in OTHER_KINDS:
+        if body.startswith(prefix):
+            return kind
+    if body[4:8] == b"ftyp":
+        return f"a file of brand {body[8:12].decode('ascii', 'replace')!r}, a format that is not stored"
+    return "the first bytes are of no known image format"

@@ -1,0 +1,52 @@
+"""Why one candidate could not become an image: the worker's only exception tree.
+
+CandidateError            reason, transient, http_status, retry_after_seconds
+├── AddressError          the URL or the address it leads to is refused
+├── TransferError         the network or the server failed
+└── PictureError          the body is no picture that we store
+"""
+
+from models.outcomes import Reason
+
+TRANSIENT = frozenset(
+    {Reason.DNS, Reason.CONNECT, Reason.PROTOCOL, Reason.TIMEOUT, Reason.TOO_SLOW, Reason.RATE_LIMITED}
+)
+
+
+class CandidateError(Exception):
+    """One candidate ends here, or is tried again when ``transient``.
+
+    ``downloaded`` says that a whole body was received; ``wire_bytes`` counts what was received.
+    """
+
+    def __init__(
+        self,
+        reason: Reason,
+        detail: str,
+        *,
+        transient: bool | None = None,
+        http_status: int | None = None,
+        final_url: str | None = None,
+        retry_after_seconds: float | None = None,
+        wire_bytes: int = 0,
+    ) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+        self.transient = reason in TRANSIENT if transient is None else transient
+        self.http_status = http_status
+        self.final_url = final_url
+        self.retry_after_seconds = retry_after_seconds
+        self.wire_bytes = wire_bytes
+
+
+class AddressError(CandidateError):
+    """``invalid_url`` or ``blocked_address``: nothing was sent, and nothing would change by another try."""
+
+
+class TransferError(CandidateError):
+    """The network or the server failed, from ``dns`` to ``too_large``."""
+
+
+class PictureError(CandidateError):
+    """``not_an_image``, ``corrupt`` or ``too_many_pixels``."""

@@ -1,0 +1,111 @@
+"""That a worker is alive, and that it is leaving: its heartbeat row, and the byte that its children watch.
+
+Runs in the worker's parent process; never touches a chunk.
+"""
+
+import mmap
+import os
+import threading
+from typing import Any
+
+import structlog
+from celery import bootsteps
+from sqlalchemy import NullPool, create_engine, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from models.database import transaction
+
+VERSION = "0.1.0"
+HEARTBEAT_SECONDS = 3
+LEAVING = mmap.mmap(-1, 1)
+"""Shared with the pool's children: made before the fork."""
+
+log = structlog.get_logger()
+
+
+def leaving() -> bool:
+    """Whether this worker was asked to stop: children hand their chunk back."""
+    return LEAVING[0] != 0
+
+
+class TellChildren(bootsteps.StartStopStep):
+    """Tells pool children, through one shared byte, that this worker is leaving.
+
+    Celery's own shutdowns tell only the parent, and would wait for whole chunks.
+    """
+
+    requires = ("celery.worker.components:Pool",)
+
+    def start(self, _worker: Any) -> None:
+        """Begin as one that stays."""
+        LEAVING[0] = 0
+
+    def close(self, worker: Any) -> None:
+        """SIGTERM, Flower's shutdown or Ctrl-C: leave."""
+        LEAVING[0] = 1
+        log.info("worker_leaving", worker=worker.hostname)
+
+    def stop(self, _worker: Any) -> None:
+        """Nothing more: ``close`` came first."""
+
+    def terminate(self, worker: Any) -> None:
+        """Leave at once."""
+        self.close(worker)
+
+
+SEEN = text("""
+INSERT INTO workers (name, slots, version) VALUES (:name, :slots, :version)
+ON CONFLICT (name) DO UPDATE SET slots = excluded.slots, version = excluded.version, seen_at = now()
+""")
+GONE = text("DELETE FROM workers WHERE name = :name OR seen_at < now() - interval '1 day'")
+
+
+class Heartbeat(bootsteps.StartStopStep):
+    """Writes this worker's row every few seconds and removes it when the worker leaves.
+
+    Each beat has a connection of its own, so that none is open when the pool forks a child.
+    """
+
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, parent: Any, **kwargs: Any) -> None:
+        super().__init__(parent, **kwargs)
+        self.stopped = threading.Event()
+        self.thread: threading.Thread | None = None
+
+    def start(self, worker: Any) -> None:
+        """Beat from a thread of its own: the consumer's loop must not wait for the database."""
+        self.thread = threading.Thread(target=self.beat, args=(worker,), name="heartbeat", daemon=True)
+        self.thread.start()
+
+    def close(self, _worker: Any) -> None:
+        """Take no more chunks: the row goes first."""
+        self.stopped.set()
+
+    def stop(self, _worker: Any) -> None:
+        """Wait until the row is gone, or cannot be reached."""
+        self.stopped.set()
+        if self.thread is not None:
+            self.thread.join(timeout=3)
+
+    def beat(self, worker: Any) -> None:
+        """Write the row until stopped; say once when the database is away, and once when it is back."""
+        engine = create_engine(worker.app.settings.sqlalchemy_url, poolclass=NullPool)
+        name = f"{worker.hostname}/{os.getpid()}"
+        row = {"name": name, "slots": worker.concurrency, "version": VERSION}
+        reachable = True
+        while not self.stopped.is_set():
+            try:
+                with transaction(engine) as session:
+                    session.execute(SEEN, row)
+                if not reachable:
+                    log.info("database_back", worker=name)
+                reachable = True
+            except SQLAlchemyError as error:
+                if reachable:
+                    log.warning("database_away", worker=name, error=str(error).splitlines()[0])
+                reachable = False
+            self.stopped.wait(HEARTBEAT_SECONDS)
+        if reachable:
+            with transaction(engine) as session:
+                session.execute(GONE, {"name": name})

@@ -1,0 +1,41 @@
+"""The tasks that messages name, and what a pool child opens and closes. No logic: crawl.py has it."""
+
+from celery.signals import worker_process_init, worker_process_shutdown
+
+from worker.app import CRAWL_CHUNK, app
+from worker.child import Child
+from worker.crawl import crawl_chunk as crawl
+from worker.presence import Heartbeat, TellChildren
+
+app.steps["worker"].add(TellChildren)
+app.steps["worker"].add(Heartbeat)
+
+_child: Child | None = None
+
+
+def child() -> Child:
+    """What this pool child has open; opened on first use, never before the fork."""
+    global _child  # noqa: PLW0603 - one a process, for its lifetime.
+    if _child is None:
+        _child = Child(app.settings)
+    return _child
+
+
+@worker_process_init.connect
+def _open(**_: object) -> None:
+    child()
+
+
+@worker_process_shutdown.connect
+def _close(**_: object) -> None:
+    global _child  # noqa: PLW0603 - one a process, for its lifetime.
+    if _child is not None:
+        _child.close()
+        _child = None
+
+
+@app.task(name=CRAWL_CHUNK)
+def crawl_chunk(chunk_id: int, attempt: int) -> None:
+    """Crawl one attempt of one chunk, if it is still wanted."""
+    opened = child()
+    opened.run(crawl(opened, chunk_id, attempt))

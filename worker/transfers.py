@@ -1,0 +1,64 @@
+"""Many candidates at once, each to one outcome. Knows nothing of chunks, rows or money."""
+
+import asyncio
+import collections
+from collections.abc import Awaitable, Callable, Iterable
+
+from models.outcomes import Candidate, Outcome
+
+
+class Transfers:
+    """Runs ``crawl`` over candidates, at most ``at_once`` together, in their order.
+
+    ``outcomes`` collects what is done until ``take`` is called. The first exception of ``crawl`` stops all
+    and is raised by ``wait``. A cancelled ``crawl`` may still return an outcome: it is kept.
+    """
+
+    def __init__(
+        self,
+        candidates: Iterable[Candidate],
+        crawl: Callable[[Candidate], Awaitable[Outcome]],
+        at_once: int,
+    ) -> None:
+        self.outcomes: list[Outcome] = []
+        self._crawl = crawl
+        self._waiting = collections.deque(candidates)
+        self._running: dict[int, Candidate] = {}
+        self._stopping = False
+        lanes = min(at_once, len(self._waiting))
+        self._lanes = {asyncio.ensure_future(self._lane()) for _ in range(lanes)}
+
+    @property
+    def unresolved(self) -> list[Candidate]:
+        """Candidates that have no outcome, once stopped."""
+        return [*self._running.values(), *self._waiting]
+
+    async def wait(self, seconds: float) -> bool:
+        """Wait at most ``seconds``; whether every candidate has an outcome. Raises what ``crawl`` raised."""
+        if self._lanes:
+            done, self._lanes = await asyncio.wait(
+                self._lanes, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION
+            )
+            for lane in done:
+                lane.result()
+        return not self._lanes
+
+    def take(self) -> list[Outcome]:
+        """The outcomes since the last call."""
+        taken, self.outcomes = self.outcomes, []
+        return taken
+
+    async def stop(self) -> None:
+        """Start no more, cancel what is being transferred, and wait until nothing runs."""
+        self._stopping = True
+        lanes, self._lanes = self._lanes, set()
+        for lane in lanes:
+            lane.cancel()
+        await asyncio.gather(*lanes, return_exceptions=True)
+
+    async def _lane(self) -> None:
+        while self._waiting and not self._stopping:
+            candidate = self._waiting.popleft()
+            self._running[candidate.position] = candidate
+            self.outcomes.append(await self._crawl(candidate))
+            del self._running[candidate.position]

@@ -1,0 +1,78 @@
+"""Committing one arrow of a chunk, whatever the connection does. Runs in the database thread of a child."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import structlog
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from models.database import connection_lost, transaction, transient
+from models.lifecycle import Fence, StartedChunk, already_written, start_chunk
+from models.recording import Tally
+from worker.presence import leaving
+
+BACKOFF_SECONDS_MAX = 5.0
+LEAVING_ATTEMPTS_MAX = 3
+
+log = structlog.get_logger()
+Result = TypeVar("Result")
+
+
+class LostChunkError(Exception):
+    """Somebody else owns the chunk now: write nothing more, and take the next message."""
+
+
+def persist(chunk_id: int, write: Callable[[bool], Result]) -> Result:
+    """Call ``write`` until it commits; its argument says whether an earlier COMMIT may have gone through.
+
+    Only lost connections, deadlocks and timeouts are tried again. A worker that is leaving gives up after a
+    few attempts: its lease expires and the chunk is rescued.
+    """
+    attempt = 0
+    unsure = False
+    while True:
+        try:
+            return write(unsure)
+        except DBAPIError as error:
+            attempt += 1
+            if not transient(error) or (leaving() and attempt >= LEAVING_ATTEMPTS_MAX):
+                raise
+            unsure = unsure or connection_lost(error)
+            log.warning(
+                "database_retry",
+                chunk=chunk_id,
+                attempt=attempt,
+                error=str(error.orig).strip().split("\n")[0],
+            )
+            time.sleep(min(BACKOFF_SECONDS_MAX, 0.1 * 2**attempt))
+
+
+def start(
+    engine: Engine, chunk_id: int, attempt: int, worker: str, lease_seconds: float
+) -> StartedChunk | None:
+    """Commit start_chunk; None when this attempt is not wanted (any more)."""
+
+    def write(unsure: bool) -> StartedChunk | None:
+        with transaction(engine) as session:
+            return start_chunk(session, chunk_id, attempt, worker, lease_seconds, again=unsure)
+
+    return persist(chunk_id, write)
+
+
+def commit(engine: Engine, fence: Fence, arrow: Callable[[Session], Tally | None]) -> Tally | None:
+    """Commit one arrow under ``fence``. None: an unacknowledged COMMIT had gone through, it is written.
+
+    Raises LostChunkError when the fence does not hold: nothing was written.
+    """
+
+    def write(unsure: bool) -> Tally | None:
+        with transaction(engine) as session:
+            tally = arrow(session)
+            if tally is None and not (unsure and already_written(session, fence)):
+                raise LostChunkError(f"chunk {fence.chunk_id} attempt {fence.attempt} has another owner")
+            return tally
+
+    return persist(fence.chunk_id, write)
