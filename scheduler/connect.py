@@ -1,14 +1,14 @@
 """From the settings of a command to services that are there: joined, migrated, with a profile to act for."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 from pydantic import SecretStr
-from sqlalchemy import text
+from sqlalchemy import Engine, text
 
 from models.database import check_schema, make_engine, migrate, ping, revisions, transaction
 from models.members import create_local_profile
-from models.settings import Settings
+from models.settings import Settings, read_settings
 from scheduler.devstack import join
 
 TABLES = text("SELECT count(*) FROM pg_tables WHERE schemaname = current_schema()")
@@ -23,20 +23,42 @@ def connected(settings: Settings) -> Iterator[Settings]:
 
     Raises ServicesError, UnreachableError or SchemaError.
     """
-    embedded_database = settings.database_url is None
-    with ExitStack() as stack:
-        if settings.embedded:
-            services = stack.enter_context(
-                join(settings.home, database=embedded_database, redis=settings.redis_url is None)
-            )
-            settings = settings.model_copy(
-                update={
-                    "database_url": settings.database_url or SecretStr(services.database_url),
-                    "redis_url": settings.redis_url or SecretStr(services.redis_url),
-                }
-            )
-        _prepare_database(settings, owned=embedded_database)
+    owned = settings.database_url is None
+    with joined(settings) as settings:
+        _prepare_database(settings, owned=owned)
         yield settings
+
+
+@contextmanager
+def joined(settings: Settings) -> Iterator[Settings]:
+    """Settings with both URLs, whatever the database holds: services that are not named are started or shared.
+
+    Raises ServicesError.
+    """
+    if not settings.embedded:
+        yield settings
+        return
+    wanted = {"database": settings.database_url is None, "redis": settings.redis_url is None}
+    with join(settings.home, **wanted) as services:
+        urls = {
+            "database_url": settings.database_url or SecretStr(services.database_url),
+            "redis_url": settings.redis_url or SecretStr(services.redis_url),
+        }
+        yield settings.model_copy(update=urls)
+
+
+@contextmanager
+def open_database() -> Iterator[tuple[Settings, Engine]]:
+    """The settings of the environment and an engine on their database, as most commands need them.
+
+    Raises SettingsError and what ``connected`` raises.
+    """
+    with connected(read_settings()) as settings:
+        engine = make_engine(settings.sqlalchemy_url)
+        try:
+            yield settings, engine
+        finally:
+            engine.dispose()
 
 
 def _prepare_database(settings: Settings, *, owned: bool) -> None:

@@ -17,7 +17,7 @@ from scheduler.landscape import draw_landscape
 
 Outcome = Literal["accepted"] | Reason
 CONTENT_TYPES = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
-WIDTHS = (240, 320, 320, 400, 480, 480, 640, 800, 1024)
+WIDTHS = (240, 240, 320, 320, 400, 480, 480, 640, 800, 1024)
 BOMB_SIDE = 30_000
 
 

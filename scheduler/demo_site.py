@@ -4,6 +4,8 @@ Owns the answers and what they should lead to. Must never listen on anything but
 """
 
 import asyncio
+import contextlib
+import os
 import random
 import threading
 from collections import Counter
@@ -66,8 +68,10 @@ class DemoSite:
     _leave: asyncio.Event | None = field(default=None, init=False, repr=False)
 
     def __enter__(self) -> Self:
-        with ThreadPoolExecutor(thread_name_prefix="demo-site") as pool:
+        # More threads than processors would only wait for each other.
+        with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="demo-site") as pool:
             pages = make_resources(self.photographs, self.seed, self.image_bytes_max, pool)
+        self.lines, self.expected, self.requests = [], [], {}
         self._resources = {page.path: page.resource for page in pages if page.resource is not None}
         listening: Future[int] = Future()
         self._thread = threading.Thread(
@@ -148,7 +152,9 @@ class DemoSite:
             response.content_length = len(resource.body)
         await response.prepare(request)
         if request.method != "HEAD":
-            await self._send(response, resource, traffic)
+            # A crawler that has seen enough hangs up, which is no error here.
+            with contextlib.suppress(ConnectionError):
+                await self._send(response, resource, traffic)
         return response
 
     async def _send(self, response: web.StreamResponse, resource: Resource, traffic: Traffic) -> None:

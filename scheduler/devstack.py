@@ -23,6 +23,8 @@ from pathlib import Path
 
 from scheduler.servers import ServicesError, last_words
 
+STOP_SECONDS_MAX = 10
+
 __all__ = ["Layout", "Services", "ServicesError", "join", "tend"]
 
 
@@ -96,7 +98,7 @@ def join(
     """Share the services of ``home``, started when nobody has them yet, until the context is left.
 
     ``database`` and ``redis`` say which of them must be there: both are started, but a server that is not
-    needed may fail. Raises ServicesError. Descriptors of the lock pass to forked children, not to programs.
+    needed may fail. Raises ServicesError. Forked children share the lock, programs do not inherit it.
     """
     deadline = time.monotonic() + start_seconds_max
     layout = Layout(home.absolute())
@@ -117,12 +119,32 @@ def join(
 
 
 def _leave(layout: Layout, users: int) -> None:
-    """Drop the users' lock. A guardian that was killed cannot stop the servers: its successor will."""
+    """Drop the users' lock; the last one waits for the servers' end, so that nothing outlives a command.
+
+    A guardian that was killed cannot stop the servers: its successor will.
+    """
     if layout.record.exists() or layout.leftover.exists():
         with contextlib.suppress(ServicesError, OSError):
             tend(layout.home)
-    fcntl.flock(users, fcntl.LOCK_UN)
-    os.close(users)
+    try:
+        fcntl.flock(users, fcntl.LOCK_UN)
+        deadline = time.monotonic() + STOP_SECONDS_MAX
+        while _guarded(layout) and not _shared(users) and time.monotonic() < deadline:
+            time.sleep(0.02)
+    finally:
+        os.close(users)
+
+
+def _shared(users: int) -> bool:
+    """Whether others hold the users' lock. The guardian's exclusive hold, while it stops, does not count."""
+    for kind in (fcntl.LOCK_EX, fcntl.LOCK_SH):
+        try:
+            fcntl.flock(users, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue
+        fcntl.flock(users, fcntl.LOCK_UN)
+        return kind == fcntl.LOCK_SH
+    return False
 
 
 def tend(home: Path, *, start_seconds_max: float = 60) -> bool:
@@ -178,7 +200,11 @@ def _ensure(layout: Layout, deadline: float) -> Services:
 
 def _guarded(layout: Layout) -> bool:
     """Whether a guardian lives. The shared probe never stands in another probe's way."""
-    guardian = layout.lock("guardian")
+    try:
+        guardian = layout.lock("guardian")
+    except FileNotFoundError:
+        # The home was removed under us.
+        return False
     try:
         fcntl.flock(guardian, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

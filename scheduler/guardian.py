@@ -30,7 +30,7 @@ from scheduler.servers import Server, ServicesError, last_words
 
 log = logging.getLogger("guardian")
 
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.1
 HOUSEKEEPING_SECONDS = 60
 # Recovery after a crash may take long. A command that stops waiting for it leaves; we go on, for the next.
 ANSWER_SECONDS_MAX = 600
@@ -90,15 +90,16 @@ def main(home: Path, ready: int) -> None:
     guardian, users = layout.lock("guardian"), layout.lock("users")
     if not _lock_soon(guardian):
         return
+    starter = os.fdopen(ready, "wb", buffering=0)
     try:
-        guard(layout, users, lambda: os.close(ready))
-    except ServicesError as error:
-        log.error("not_started reason=%s", error)  # noqa: TRY400  The sentence is all that is to know.
-        os.write(ready, str(error).encode())
-    except OSError as error:
-        log.exception("not_started")
-        reason = f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
-        os.write(ready, f"PIXTRAWL_HOME {home} cannot be used ({reason}): make room or set another.".encode())
+        guard(layout, users, starter.close)
+    except (OSError, ServicesError) as error:
+        log.exception("guardian_failed")
+        sentence = str(error)
+        if isinstance(error, OSError):
+            sentence = f"PIXTRAWL_HOME {home} cannot be used ({error}): make room in it, or set another."
+        if not starter.closed:
+            starter.write(sentence.encode())
     finally:
         # In this order: whoever gets the users' lock then finds no guardian.
         os.close(guardian)
@@ -223,10 +224,13 @@ def _watch(layout: Layout, users: int, wards: list[Ward], errors: dict[str, str]
             return
         restarted = [ward.look() for ward in wards]
         if any(restarted):
-            _record(layout, folder, wards, errors)
+            # The users need the servers more than the record, should the disk be full.
+            with contextlib.suppress(OSError):
+                _record(layout, folder, wards, errors)
         if time.monotonic() >= housekeeping_at:
             housekeeping_at = time.monotonic() + HOUSEKEEPING_SECONDS
-            _bound_logs(layout)
+            with contextlib.suppress(OSError):
+                _bound_logs(layout)
             # What sweeps old files from the temporary folder must not take our sockets for some.
             for path in (folder, *folder.glob("*"), *folder.glob("*/.s.PGSQL*"), *folder.glob("*/*.sock")):
                 with contextlib.suppress(OSError):

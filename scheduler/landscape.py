@@ -37,6 +37,19 @@ PALETTES = (
     Palette(((70, 40, 92), (176, 92, 140), (250, 170, 170)), (255, 224, 214), (42, 18, 58)),
 )
 
+# Shades that every picture shares: the light's two halos and its disc, thinner clouds towards the top, patches
+# on a slope, the dark corners of a lens, and the grain of film.
+_RADIAL = Image.radial_gradient("L")
+GLOWS = (
+    _RADIAL.point([max(0, 180 - shade) ** 2 // 270 for shade in range(256)]),
+    _RADIAL.point([max(0, 180 - shade) ** 2 // 230 for shade in range(256)]),
+    _RADIAL.point([max(0, min(255, (112 - shade) * 14)) for shade in range(256)]),
+)
+CLOUD_FADE = Image.linear_gradient("L").point([min(255, 90 + shade) for shade in range(256)])
+PATCHES = [70 + shade * 2 // 3 for shade in range(256)]
+CORNERS = _RADIAL.point([255 - max(0, shade - 120) // 2 for shade in range(256)])
+GRAIN = [255 - shade // 12 for shade in range(256)]
+
 
 def draw_landscape(seed: str, width: int, height: int) -> Image.Image:
     """Return an RGB picture: sky, sun or moon, clouds, ridges in haze, and water or a wood in front."""
@@ -93,14 +106,9 @@ def _draw_light(image: Image.Image, chance: random.Random, palette: Palette, hor
     x = image.width * chance.uniform(0.15, 0.85)
     y = horizon * chance.uniform(0.25, 0.95)
     radius = image.height * chance.uniform(0.025, 0.06)
-    dark = Image.radial_gradient("L")
-    for size, shade in (
-        (radius * 18, lambda value: max(0, 180 - value) ** 2 / 270),
-        (radius * 6, lambda value: max(0, 180 - value) ** 2 / 230),
-        (radius * 2.4, lambda value: max(0, min(255, (112 - value) * 14))),
-    ):
+    for glow, size in zip(GLOWS, (radius * 18, radius * 6, radius * 2.4), strict=True):
         side = max(4, round(size))
-        mask = dark.point(shade).resize((side, side), Image.Resampling.BILINEAR)
+        mask = glow.resize((side, side), Image.Resampling.BILINEAR)
         image.paste(palette.light, (round(x - side / 2), round(y - side / 2)), mask)
 
 
@@ -108,8 +116,7 @@ def _draw_clouds(image: Image.Image, chance: random.Random, palette: Palette, ho
     threshold, strength = chance.uniform(110, 160), chance.uniform(1.5, 3.5)
     shades = _noise(chance, image.width, horizon, chance.randint(3, 5), chance.randint(6, 12))
     mask = shades.point(lambda shade: max(0, min(190, (shade - threshold) * strength)))
-    fade = Image.linear_gradient("L").point(lambda shade: min(255, 90 + shade))
-    mask = ImageChops.multiply(mask, fade.resize(mask.size, Image.Resampling.BILINEAR))
+    mask = ImageChops.multiply(mask, CLOUD_FADE.resize(mask.size, Image.Resampling.BILINEAR))
     image.paste(_mix(palette.sky[-1], palette.light, 0.6), (0, 0), mask)
 
 
@@ -164,7 +171,7 @@ def _fill(
     veil = Image.new("L", size, 255)
     reach = (width, max(1, round(height * 0.3)))
     veil.paste(Image.linear_gradient("L").resize(reach, Image.Resampling.BILINEAR))
-    patches = _noise(chance, *size, 24, 10).point(lambda shade: 70 + shade * 2 // 3)
+    patches = _noise(chance, *size, 24, 10).point(PATCHES)
     veil = ImageChops.multiply(ImageChops.multiply(veil, patches), solid)
     image.paste(colours[1], (0, highest), veil)
 
@@ -205,11 +212,6 @@ def _draw_wood(image: Image.Image, chance: random.Random, colour: Colour) -> Non
 
 def _develop(image: Image.Image, chance: random.Random) -> Image.Image:
     """Darken the corners and add the grain of film."""
-    corners = Image.radial_gradient("L").point(lambda shade: 255 - max(0, shade - 120) * 0.55)
-    grain = Image.frombytes("L", image.size, chance.randbytes(image.width * image.height))
-    shades = ImageChops.multiply(corners.resize(image.size, Image.Resampling.BILINEAR), grain.point(_grain))
+    grain = Image.frombytes("L", image.size, chance.randbytes(image.width * image.height)).point(GRAIN)
+    shades = ImageChops.multiply(CORNERS.resize(image.size, Image.Resampling.BILINEAR), grain)
     return ImageChops.multiply(image, Image.merge("RGB", (shades, shades, shades)))
-
-
-def _grain(shade: int) -> int:
-    return 255 - shade // 12

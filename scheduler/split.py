@@ -53,8 +53,8 @@ class Splitter:
             candidates, cursor, exhausted = read_step(
                 self.store, job.source, job.cursor, min(job.wanted, STEP_CANDIDATES)
             )
-        except StoreError as error:
-            log.error("source_unreadable", job=job.id, error=str(error))  # noqa: TRY400 - no bug of ours
+        except (StoreError, LookupError, TypeError) as error:
+            log.error("source_unreadable", job=job.id, error=repr(error))  # noqa: TRY400 - not a bug of ours
             self.retry_at[job.id] = time.monotonic() + STORE_AWAY_SECONDS
             return False
         state = SourceState.SPLITTING

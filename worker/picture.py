@@ -55,7 +55,7 @@ DECODER_ERRORS = (
     zlib.error,
 )
 
-# Smaller is not safer: eight pixels of the decoder per pixel of the hash would cost a full decode.
+# The decoder shrinks a JPEG by 1, 2, 4 or 8, and leaves at least four pixels for each pixel of the hash.
 DRAFT_SIZE = (36, 32)
 HASH_SIZE = (9, 8)
 

@@ -27,6 +27,7 @@ DNS_CACHE_HOSTS = 10_000
 KEEP_ALIVE_SECONDS = 15.0
 IDLE_CONNECTIONS_MAX = 128
 HEADERS_MAX = 64
+MESSAGE_CHARACTERS_MAX = 200
 
 # aiohttp writes these itself, from the URL and the body.
 _OWN_HEADERS = frozenset({"host", "content-length", "transfer-encoding"})
@@ -88,7 +89,8 @@ def translate(error: Exception) -> httpx.TransportError:
     if isinstance(os_error, RefusedConnectError):
         return RefusedError(os_error.refusal)
     kind = next(ERRORS[base] for base in type(error).__mro__ if base in ERRORS)
-    translated = kind(str(error) or type(error).__name__)
+    # A parser's message may quote kilobytes of what a hostile server sent.
+    translated = kind(" ".join(str(error).split())[:MESSAGE_CHARACTERS_MAX] or type(error).__name__)
     if isinstance(translated, ResolveError) and isinstance(os_error, socket.gaierror):
         translated.temporary = os_error.errno not in _NO_SUCH_NAME
     return translated

@@ -6,7 +6,6 @@ import inspect
 import socket
 import ssl
 import zlib
-from pathlib import Path
 
 import aiohttp
 import httpx
@@ -15,7 +14,16 @@ from aiohttp.abc import AbstractResolver
 from aiohttp.http_exceptions import HttpProcessingError
 
 from models.outcomes import Reason
-from tests.support.hostile_server import always, by_path, in_loop, loopback_settings, response, serve
+from tests.support.hostile_server import (
+    CERTIFICATE,
+    always,
+    by_path,
+    in_loop,
+    loopback_settings,
+    response,
+    serve,
+    tls_server,
+)
 from worker.transport import (
     ERRORS,
     GuardedTransport,
@@ -25,8 +33,6 @@ from worker.transport import (
     TLSError,
     make_client,
 )
-
-CERTIFICATE = Path(__file__).parent.parent / "support" / "loopback.pem"
 
 
 class Names(AbstractResolver):
@@ -49,13 +55,6 @@ class Names(AbstractResolver):
 
     async def close(self):
         """Hold nothing."""
-
-
-def tls_server():
-    """Make the server's side of TLS with the self-signed certificate."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(CERTIFICATE)
-    return context
 
 
 async def get(transport, url, **named):

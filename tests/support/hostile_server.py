@@ -6,10 +6,13 @@ import functools
 import ipaddress
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 from models.settings import Settings
 
+# Self-signed for 127.0.0.1 and images.test, with its key; valid until 2120. Nothing but tests trusts it.
+CERTIFICATE = Path(__file__).with_name("loopback.pem")
 LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"),)
 
 Write = Callable[[bytes], Awaitable[None]]
@@ -89,6 +92,13 @@ async def serve(answer: Answer, tls: ssl.SSLContext | None = None) -> AsyncItera
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def tls_server() -> ssl.SSLContext:
+    """Make the server's side of TLS with the self-signed certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE)
+    return context
+
+
 def response(body: bytes = b"", status: int = 200, headers: dict[str, str] | None = None) -> bytes:
     """Compose a correct response. A Content-Length in ``headers`` replaces the right one."""
     fields = {"Content-Length": str(len(body)), "Content-Type": "image/png", **(headers or {})}
@@ -112,6 +122,31 @@ def by_path(answers: dict[str, bytes]) -> Answer:
 
     async def answer(request: Request, write: Write) -> None:
         await write(answers.get(request.target, response(b"", 404)))
+
+    return answer
+
+
+def pieces(*parts: bytes, pause: float = 0.0, then: Exception | None = None) -> Answer:
+    """Answer with parts one after the other; then raise what ends the connection."""
+
+    async def answer(_: Request, write: Write) -> None:
+        for part in parts:
+            await write(part)
+            await asyncio.sleep(pause)
+        if then is not None:
+            raise then
+
+    return answer
+
+
+def endless(head: bytes, part: bytes, pause: float = 0.0) -> Answer:
+    """Answer with a head and then the same part for ever."""
+
+    async def answer(_: Request, write: Write) -> None:
+        await write(head)
+        while True:
+            await write(part)
+            await asyncio.sleep(pause)
 
     return answer
 

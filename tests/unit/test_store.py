@@ -248,6 +248,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // (2**20 //
         "/etc/passwd",
         "../x",
         "jobs/../x",
+        "jobs/a..b",
         "a//b",
         "a/",
         ".hidden",

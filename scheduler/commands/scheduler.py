@@ -1,0 +1,49 @@
+"""``pixtrawl scheduler``: the loop of scheduler/loop.py until a signal comes. Holds no logic of scheduling."""
+
+import signal
+import sys
+import threading
+from contextlib import ExitStack
+from functools import partial
+
+import click
+
+from models.settings import read_settings
+from scheduler.parts import follow_command, tended
+
+INTERRUPTED = 130
+
+
+@click.command()
+@click.option("--lifeline", type=int, hidden=True)
+def scheduler(lifeline: int | None) -> None:
+    """Split, queue, rescue and close jobs, until Ctrl-C or SIGTERM.
+
+    One scheduler leads; any others stand by and take over when it is gone.
+    """
+    stop = threading.Event()
+    received: list[int] = []
+
+    def leave(number: int, _frame: object) -> None:
+        received.append(number)
+        stop.set()
+
+    signal.signal(signal.SIGTERM, leave)
+    if lifeline is not None:
+        follow_command(lifeline)
+    from models.logs import configure_logs
+    from scheduler.loop import run_scheduler
+
+    settings = read_settings()
+    with ExitStack() as stack:
+        if settings.embedded:
+            from scheduler.connect import connected
+
+            home = settings.home
+            settings = stack.enter_context(connected(settings))
+            stack.enter_context(tended(home, partial(click.echo, err=True)))
+        configure_logs(settings)
+        # Only now: before, Ctrl-C ends the start of the services at once.
+        signal.signal(signal.SIGINT, leave)
+        run_scheduler(settings, stop)
+    sys.exit(INTERRUPTED if signal.SIGINT in received else 0)

@@ -1,0 +1,99 @@
+"""``pixtrawl worker``: the Celery worker of worker/app.py, in this process. Holds no logic of crawling."""
+
+import os
+import signal
+import socket
+import sys
+from contextlib import ExitStack
+from functools import partial
+
+import click
+import structlog
+
+from models.settings import Settings, read_settings
+from scheduler.parts import follow_command, tended
+
+INTERRUPTED = 130
+
+
+@click.command()
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 1024),
+    help="Chunks at once, each in a process of its own.  [default: number of processors]",
+)
+@click.option("--lifeline", type=int, hidden=True)
+def worker(concurrency: int | None, lifeline: int | None) -> None:
+    """Crawl what the scheduler hands out, until Ctrl-C or SIGTERM.
+
+    The same program as `celery -A worker.app worker`. What is under way is handed back when the worker leaves.
+    """
+    # Until Celery has handlers of its own, SIGTERM is a clean exit, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    if lifeline is not None:
+        follow_command(lifeline)
+    settings = read_settings()
+    with ExitStack() as stack:
+        if settings.embedded:
+            from scheduler.connect import connected
+
+            home = settings.home
+            settings = stack.enter_context(connected(settings))
+            stack.enter_context(tended(home, partial(click.echo, err=True)))
+        elif lifeline is None:
+            refuse_other_schema(settings)
+        code = run_worker(settings, concurrency or os.cpu_count() or 1)
+    sys.exit(code)
+
+
+def refuse_other_schema(settings: Settings) -> None:
+    """Raise SchemaError if the database is at another revision; one that is away now is waited for later."""
+    from sqlalchemy.exc import DBAPIError
+
+    from models.database import check_schema, connection_lost, make_engine
+
+    engine = make_engine(settings.sqlalchemy_url)
+    try:
+        check_schema(engine)
+    except DBAPIError as error:
+        if not connection_lost(error):
+            raise
+    finally:
+        engine.dispose()
+
+
+def run_worker(settings: Settings, concurrency: int) -> int:
+    """Run Celery's worker to its end and return the exit code.
+
+    Not through Celery's command line: that obeys variables of any name that a user may have (APP, BROKER_URL)
+    and puts the current folder first in the path. Everything of ours is imported before Celery could do so.
+    """
+    from celery.signals import worker_shutting_down
+
+    import worker.tasks  # noqa: F401 - the tasks and what a child opens register themselves.
+    from models.logs import configure_logs
+    from worker.app import app
+
+    app.settings = settings
+    configure_logs(settings)
+    os.chdir("/")
+    asked_by: list[str] = []
+
+    @worker_shutting_down.connect(weak=False)
+    def remember(sig: str, **_: object) -> None:
+        asked_by.append(sig)
+
+    process = app.Worker(
+        hostname=f"worker-{os.getpid()}@{socket.gethostname()}",
+        pool_cls="prefork",
+        concurrency=concurrency,
+        loglevel=settings.log_level.upper(),
+        task_events=True,
+        without_gossip=True,
+        without_mingle=True,
+        quiet=True,
+        no_color=True,
+    )
+    structlog.get_logger().info("worker_started", worker=process.hostname, slots=concurrency)
+    process.start()
+    return INTERRUPTED if "SIGINT" in asked_by else int(process.exitcode or 0)
