@@ -24,9 +24,9 @@ def connected(settings: Settings) -> Iterator[Settings]:
     Raises ServicesError, UnreachableError or SchemaError.
     """
     owned = settings.database_url is None
-    with joined(settings) as settings:
-        _prepare_database(settings, owned=owned)
-        yield settings
+    with joined(settings) as reachable:
+        _prepare_database(reachable, owned=owned)
+        yield reachable
 
 
 @contextmanager

@@ -65,7 +65,6 @@ def make_resources(photographs: int, seed: int, image_bytes_max: int, pool: Exec
         *_gone(),
         *_broken(seed),
         *_too_much(image_bytes_max),
-        *_opt_outs(seed),
         *_bad_lines(),
     ]
 
@@ -219,18 +218,6 @@ def make_bomb() -> bytes:
         checksum = zlib.crc32(kind + content)
         parts += struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
     return b"\x89PNG\r\n\x1a\n" + parts
-
-
-def _opt_outs(seed: int) -> list[Page]:
-    """Pictures whose owners do not want them collected: by robots.txt, and by a response header."""
-    rules = Resource(200, b"User-agent: *\nDisallow: /private/\n", "text/plain")
-    body = _photograph(f"{seed}/private", "private.jpg", width=320)
-    refused = Resource(200, body, "image/jpeg", {"X-Robots-Tag": "noai, noimageai"})
-    return [
-        Page("/robots.txt", rules, "", None),
-        _listed("/private/photo.jpg", Resource(200, body, "image/jpeg"), Reason.ROBOTS),
-        _listed("/reserved/photo.jpg", refused, Reason.OPT_OUT),
-    ]
 
 
 def _bad_lines() -> list[Page]:

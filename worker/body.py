@@ -60,21 +60,22 @@ class BodyMemory:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.cancelled():
-                self._waiting.remove((size, turn))
-                self.give_back(0)
-            else:
-                self.give_back(size)
+            # The turn may have come in the same moment; then what was given goes back. A turn that was
+            # cancelled is passed over by whoever gives back next, here at once.
+            self.give_back(0 if turn.cancelled() else size)
             raise
 
     def give_back(self, size: int) -> None:
         """Return bytes and wake whoever can go on."""
         self.free_bytes += size
-        while self._waiting and self._waiting[0][0] <= self.free_bytes:
-            taken, turn = self._waiting.popleft()
-            if not turn.done():
+        while self._waiting:
+            taken, turn = self._waiting[0]
+            if not turn.cancelled():
+                if taken > self.free_bytes:
+                    return
                 self.free_bytes -= taken
                 turn.set_result(None)
+            self._waiting.popleft()
 
 
 class Lease:

@@ -218,3 +218,33 @@ async def test_memory_is_given_in_the_order_of_asking():
     first.release()
     small.release()
     assert memory.free_bytes == 10
+
+
+@in_loop
+async def test_a_claim_given_up_at_any_moment_loses_nothing():
+    """Cancelled before, together with or after its turn, a claim leaves all memory free and no waiter stuck."""
+    for moment in ("before", "at the release", "after its turn"):
+        memory = BodyMemory(10)
+        first, given_up, last = memory.lease(), memory.lease(), memory.lease()
+        await first.reserve(10)
+        waiting = [asyncio.ensure_future(lease.reserve(10)) for lease in (given_up, last)]
+        await asyncio.sleep(0)
+        if moment != "after its turn":
+            waiting[0].cancel()
+        if moment == "before":
+            await asyncio.sleep(0)
+        first.release()
+        waiting[0].cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting[0]
+        await asyncio.wait_for(waiting[1], 5)
+        last.release()
+        assert memory.free_bytes == 10
+
+
+@in_loop
+async def test_coded_bytes_are_bounded_too():
+    """Endless padding after a small gzip body decodes to nothing, and ends at the bound all the same."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + gzip.compress(PIXELS)
+    async with serve(endless(head, b"\0" * 65536)) as server, door(image_bytes_max=1_000_000) as get:
+        assert (await failure(get(f"{server.origin}/"))).reason is Reason.TOO_LARGE

@@ -35,8 +35,6 @@ def follow(client: httpx.Client, url: str) -> tuple[str, bytes]:
             parsed = parse_url(url)
             if parsed.host != "127.0.0.1":
                 check_address(parsed.host)
-            if urllib.parse.urlsplit(url).path.startswith("/private/"):
-                return Reason.ROBOTS, b""
             with client.stream("GET", url) as response:
                 if response.status_code == 503:
                     continue
@@ -53,8 +51,6 @@ def judge(response: httpx.Response) -> tuple[str, bytes]:
     """Say what a final response comes to."""
     if response.status_code != 200:
         return Reason.HTTP_STATUS, b""
-    if "noai" in response.headers.get("x-robots-tag", ""):
-        return Reason.OPT_OUT, b""
     body = b""
     for piece in response.iter_raw():
         body += piece

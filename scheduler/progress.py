@@ -1,0 +1,244 @@
+"""Following a job while others work on it, and the summary at its end. Reads only; never moves the job.
+
+Progress goes to standard error: a live bar on a terminal, plain lines elsewhere.
+"""
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import click
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.table import Table
+from rich.text import Text
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+
+from models.database import transaction, transient
+from models.jobs import JobStatus
+from models.reports import job_report, live_workers
+from scheduler.printing import count, counted, duration, place, size, state
+
+ENDED = frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED})
+LOOK_SECONDS = 0.25
+PLAIN_SECONDS = 5
+WINDOW_SECONDS = 10
+WORKERLESS_SECONDS = 5
+DATABASE_AWAY_SECONDS_MAX = 60
+
+
+class UnknownJobError(LookupError):
+    """There is no such job. The message is one sentence."""
+
+
+def find_job(engine: Engine, job_id: int) -> dict[str, Any]:
+    """The object of ``show --json``. Raises UnknownJobError."""
+    with transaction(engine) as session:
+        job = job_report(session, job_id)
+    if job is None:
+        raise UnknownJobError(f"There is no job {job_id}: `pixtrawl jobs` shows those there are.")
+    return job
+
+
+def follow(engine: Engine, job_id: int, *, stop: Callable[[], bool] | None = None) -> dict[str, Any]:
+    """Show a job's progress until it has ended, or ``stop`` says so; return its last report.
+
+    Raises UnknownJobError; a database that is away is waited for.
+    """
+    watched = Watched(engine, job_id)
+    with open_display() as display:
+        while True:
+            job = watched.look()
+            display.show(job, watched.status(job), watched.pace(job))
+            if job["status"] in ENDED or (stop is not None and stop()):
+                return job
+            time.sleep(LOOK_SECONDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How far a job is (0 to 1), accepted images per second lately, and seconds left when that can be told."""
+
+    fraction: float
+    images_per_second: float
+    seconds_left: float | None
+
+
+class Watched:
+    """A job seen again and again: remembers enough to tell its pace."""
+
+    def __init__(self, engine: Engine, job_id: int) -> None:
+        self.engine = engine
+        self.job_id = job_id
+        self.samples: deque[tuple[float, int, float]] = deque()
+        self.seen_at = self.moved_at = time.monotonic()
+        self.workerless = False
+
+    def look(self) -> dict[str, Any]:
+        """The job now. Tries again for a while when the database is away."""
+        while True:
+            try:
+                job = find_job(self.engine, self.job_id)
+                self._look_for_workers(job)
+            except DBAPIError as error:
+                if not transient(error) or time.monotonic() - self.seen_at > DATABASE_AWAY_SECONDS_MAX:
+                    raise
+                time.sleep(1)
+            else:
+                self.seen_at = time.monotonic()
+                return job
+
+    def status(self, job: Mapping[str, Any]) -> str:
+        """The job's state in words, or why nothing happens."""
+        if self.workerless and not job["paused"] and job["status"] not in ENDED:
+            return "waiting: no worker is running (start `pixtrawl up`)"
+        return state(job)
+
+    def pace(self, job: Mapping[str, Any]) -> Pace:
+        """Progress over the last seconds."""
+        now = time.monotonic()
+        fraction = fraction_done(job)
+        if not self.samples or self.samples[-1][2] != fraction:
+            self.moved_at = now
+        self.samples.append((now, job["valid_images"], fraction))
+        while now - self.samples[0][0] > WINDOW_SECONDS:
+            self.samples.popleft()
+        then, images, before = self.samples[0]
+        seconds = now - then
+        if seconds < 1 or fraction <= before:
+            return Pace(fraction, 0, None)
+        left = (1 - fraction) * seconds / (fraction - before)
+        return Pace(fraction, (job["valid_images"] - images) / seconds, left)
+
+    def _look_for_workers(self, job: Mapping[str, Any]) -> None:
+        """Say so when a job stands still because nobody works."""
+        still = time.monotonic() - self.moved_at > WORKERLESS_SECONDS
+        self.workerless = False
+        if still and not job["active_chunks"]:
+            with transaction(self.engine) as session:
+                self.workerless = live_workers(session) == 0
+
+
+def fraction_done(job: Mapping[str, Any]) -> float:
+    """Candidates with an outcome of all, or images of those wanted, whichever is further."""
+    if job["status"] in ENDED:
+        return 1.0
+    resolved = (job["valid_images"] + job["failed_images"]) / max(1, job["total_images"])
+    return float(max(resolved, job["valid_images"] / job["max_images"]))
+
+
+class Display(Protocol):
+    """Where progress is shown."""
+
+    def __enter__(self) -> "Display": ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def show(self, job: Mapping[str, Any], status: str, pace: Pace) -> None:
+        """Show a job as it is now."""
+
+
+def open_display() -> Display:
+    """A live bar when standard error is a terminal, else plain lines."""
+    return Bar() if sys.stderr.isatty() else Lines()
+
+
+class Bar:
+    """One line that is drawn again and again."""
+
+    def __init__(self) -> None:
+        self.progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[figures]}", markup=False),
+            console=Console(stderr=True, highlight=False),
+            transient=True,
+        )
+        self.task = self.progress.add_task("", total=1.0, figures="")
+
+    def __enter__(self) -> "Bar":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def show(self, job: Mapping[str, Any], status: str, pace: Pace) -> None:
+        """Draw the line."""
+        text = f"Job {job['id']} {status}"
+        self.progress.update(self.task, completed=pace.fraction, description=text, figures=figures(job, pace))
+
+
+class Lines:
+    """A line now and then, when it says something new."""
+
+    def __init__(self) -> None:
+        self.said_at = float("-inf")
+        self.said = self.status = ""
+
+    def __enter__(self) -> "Lines":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def show(self, job: Mapping[str, Any], status: str, pace: Pace) -> None:
+        """Print the line if it is due."""
+        text = f"Job {job['id']} {status}: {pace.fraction:.0%}, {figures(job, pace)}"
+        due = time.monotonic() - self.said_at >= PLAIN_SECONDS or status != self.status
+        if due and text != self.said:
+            click.echo(text, err=True)
+            self.said_at, self.said, self.status = time.monotonic(), text, status
+
+
+def figures(job: Mapping[str, Any], pace: Pace) -> str:
+    """The counters of a progress line."""
+    parts = [f"{count(job['valid_images'])} accepted", f"{count(job['failed_images'])} failed"]
+    if pace.images_per_second:
+        parts.append(f"{pace.images_per_second:.0f} images/s")
+    if pace.seconds_left is not None and job["status"] not in ENDED:
+        parts.append(f"{duration(round(pace.seconds_left))} left".replace(".0 s", " s"))
+    return ", ".join(parts)
+
+
+def summary(job: Mapping[str, Any]) -> RenderableType:
+    """What became of a job: outcomes by reason, bytes, time and rate, credits, and where the images are."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0), title=_title(job))
+    table.title_justify, table.title_style = "left", "bold"
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column()
+    table.add_row("candidates", count(job["total_images"]), "")
+    table.add_row("  accepted", count(job["valid_images"]), size(job["bytes"]))
+    for reason, number in sorted(job["failures"].items(), key=lambda pair: (-pair[1], pair[0])):
+        table.add_row(f"  {reason}", count(number), "")
+    unresolved = job["total_images"] - job["valid_images"] - job["failed_images"]
+    if unresolved:
+        table.add_row("  no outcome yet", count(unresolved), "")
+    credits_ = job["credits"]
+    held = f"{count(credits_['held'])} more held" if credits_["held"] else ""
+    table.add_row("credits charged", count(credits_["charged"]), held)
+    table.add_row("images in", "", Text(place(job["store_url"] or "")))
+    return table
+
+
+def _title(job: Mapping[str, Any]) -> Text:
+    """Job 7 'birds.txt' completed in 12.3 s (142 images/s)."""
+    text = f"Job {job['id']} '{job['name']}' {state(job)}"
+    seconds = job["duration_seconds"]
+    if seconds:
+        verb = "in" if job["status"] in ENDED else "for"
+        text += f" {verb} {duration(seconds)} ({job['valid_images'] / seconds:,.0f} images/s)"
+    return Text(text)
+
+
+def says(job: Mapping[str, Any]) -> str:
+    """A job in one sentence, for messages."""
+    return (
+        f"Job {job['id']} '{job['name']}' is {state(job)}: {counted(job['valid_images'], 'image')} accepted."
+    )
