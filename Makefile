@@ -26,8 +26,8 @@ check: venv ## Run ruff, mypy and the import arrows
 format: venv ## Format the code
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix-only .
 
-bench: venv ## Measure the rate beside the bare floor and img2dataset (see benchmarks/)
-	@$(BIN)/python benchmarks/rate.py
+bench: venv ## Measure the rate beside the bare floor and img2dataset (ARGS="--rounds 3 --write")
+	@$(BIN)/python -m benchmarks.rate $(ARGS)
 
 lock: ## Resolve pyproject.toml again into the hash-pinned files (needs uv)
 	uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements.txt

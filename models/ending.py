@@ -131,7 +131,8 @@ def end_chunks(
             untouched = chunk.unresolved == chunk.size
             refuse_range(session, job_id, chunk.id, positions, reason, detail, untouched=untouched)
         session.execute(END_CHUNK, {"id": chunk.id, "status": status.value, "message": detail})
-    tally = Tally(failures={reason.value: sum(chunk.unresolved for chunk in chunks)})
+    unresolved = sum(chunk.unresolved for chunk in chunks)
+    tally = Tally(failures={reason.value: unresolved} if unresolved else None)
     ended = {"failed_chunks": len(chunks)} if status is ChunkStatus.FAILED else {"completed": len(chunks)}
     count_job(session, job_id, tally, active=active, **ended)
     for chunk in chunks:

@@ -181,6 +181,7 @@ def hand_back_chunk(
 HAND_BACK = text("""
 UPDATE job_chunks SET status = 'pending', checkpoint = checkpoint + 1, accepted = accepted + :accepted,
     failed = failed + :failed, lease_until = NULL, worker = NULL, updated_at = now(),
+    retry_count = CASE WHEN :accepted + :failed > 0 THEN 0 ELSE retry_count END,
     available_at = CASE WHEN :seconds > 0 THEN now() + make_interval(secs => :seconds) END
 WHERE id = :chunk_id
 """)

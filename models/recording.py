@@ -86,10 +86,17 @@ def insert_images(session: Session, job_id: int, chunk_id: int, images: Iterable
     ordered = sorted(images, key=lambda image: (image.sha256, image.position))
     if not ordered:
         return set()
-    columns = {name: [getattr(image, name) for image in ordered] for name in IMAGE_COLUMNS}
+    columns = {name: [storable(getattr(image, name)) for image in ordered] for name in IMAGE_COLUMNS}
     columns["format"] = [image.format.value for image in ordered]
     rows = session.execute(INSERT_IMAGES, {"job_id": job_id, "chunk_id": chunk_id, **columns})
     return set(rows.scalars())
+
+
+def storable(value: object) -> object:
+    """Text without what PostgreSQL cannot hold: NUL and lone surrogates, which any URL or server may send."""
+    if not isinstance(value, str):
+        return value
+    return value.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
 
 
 SAME_BYTES = text("""
@@ -130,7 +137,7 @@ def insert_failures(session: Session, job_id: int, chunk_id: int, failures: Sequ
     if not failures:
         return
     columns = {
-        name: [getattr(failure, name) for failure in failures]
+        name: [storable(getattr(failure, name)) for failure in failures]
         for name in ("position", "url", "http_status", "final_url", "detail")
     }
     columns["reason"] = [failure.reason.value for failure in failures]

@@ -79,7 +79,7 @@ class Settings(BaseSettings):
     )
     transfers: int = Field(256, ge=1, le=2000, description="Transfers at once in one child process.")
     transfer_seconds_max: float = Field(
-        60, gt=0, description="Total deadline of one candidate's transfer, redirects included."
+        60, gt=0, description="Total deadline of one attempt at a transfer, redirects included."
     )
     connect_seconds_max: float = Field(10, gt=0, description="Deadline of one connect, TLS included.")
     read_seconds_max: float = Field(15, gt=0, description="Longest silence while a response arrives.")

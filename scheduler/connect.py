@@ -61,6 +61,26 @@ def open_database() -> Iterator[tuple[Settings, Engine]]:
             engine.dispose()
 
 
+def upgrade_database(settings: Settings) -> tuple[str | None, str | None]:
+    """Apply migrations, and return the revisions before and after; a database that was empty gets a profile.
+
+    Raises UnreachableError, or SchemaError when the database's revision is of a newer program.
+    """
+    url = settings.sqlalchemy_url
+    ping(url)
+    engine = make_engine(url)
+    try:
+        with engine.connect() as connection:
+            before, head = revisions(connection)
+        migrate(url)
+        if before is None:
+            with transaction(engine) as session:
+                create_local_profile(session, settings.user)
+    finally:
+        engine.dispose()
+    return before, head
+
+
 def _prepare_database(settings: Settings, *, owned: bool) -> None:
     """Bring the schema and the local profile where that is ours to do: in an embedded or an empty database."""
     url = settings.sqlalchemy_url

@@ -10,7 +10,7 @@ import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,7 +21,7 @@ from models.database import connection_lost, transaction
 from models.job_lifecycle import JobRequest, create_job
 from models.jobs import SourceKind
 from models.members import Owner, create_project, find_project, find_user
-from models.reports import find_same_request
+from models.reports import account_report, find_same_request
 from models.settings import Settings
 from worker.address import parse_url
 from worker.errors import AddressError
@@ -31,6 +31,7 @@ from worker.store import open_store
 STANDARD_INPUT = "-"
 STANDARD_INPUT_NAME = "standard input"
 DEFAULT_PROJECT = "default"
+NO_PROJECT = 0
 NAME_LENGTH_MAX = 100
 PRIORITIES = range(11)
 INTEGER_MAX = 2_147_483_647
@@ -157,8 +158,7 @@ def submit(
         folder=folder,
     )
     _check_options(inputs, wanted)
-    with Session(engine) as session:
-        # Closed without a commit: a request that its input spoils leaves no new project.
+    with transaction(engine) as session:
         _find_owner(session, settings, project, user)
     store = open_store(settings.store)
     copy = InputCopy(inputs)
@@ -167,6 +167,9 @@ def submit(
         store.sync()
         with transaction(engine) as session:
             owner = _find_owner(session, settings, project, user)
+            if owner.project_id == NO_PROJECT:
+                made = create_project(session, owner.user_id, owner.project_name)
+                owner = replace(owner, project_id=made)
             submission = _create(session, settings, owner, wanted, copy, reuse=reuse)
     except Exception as error:
         # After a lost connection nobody knows whether the job is there, and a job needs its input.
@@ -230,14 +233,15 @@ def _check_options(inputs: Sequence[str], wanted: Wanted) -> None:
 
 
 def _find_owner(session: Session, settings: Settings, project: str | None, user: str | None) -> Owner:
-    """Whose project it is, able to pay for one image at least; the default project is made when missing."""
+    """Whose project it is, able to pay for one image at least; its id is NO_PROJECT when it has to be made."""
     email = user or settings.user
     user_id = find_user(session, email)
     if user_id is None and (user or project is None):
         raise RequestError(f"There is no user {email}: make one with `pixtrawl users create {email}`.")
     owner = find_project(session, project or DEFAULT_PROJECT, email)
     if user_id and project in {None, DEFAULT_PROJECT} and (owner is None or owner.email != email):
-        owner = find_project(session, str(create_project(session, user_id, DEFAULT_PROJECT)), email)
+        account = account_report(session, email)
+        owner = Owner(NO_PROJECT, DEFAULT_PROJECT, user_id, email, account["balance"] if account else None)
     if owner is None:
         raise RequestError(f"There is no project {project}: `pixtrawl projects list` shows those there are.")
     if user and owner.email != user:

@@ -20,7 +20,6 @@ from rich.text import Text
 PLAIN_WIDTH = 400
 """Nothing is wrapped or cut off for a program that reads our output."""
 SIZES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
-RIGHT = "right"
 
 
 def print_json(document: object) -> None:

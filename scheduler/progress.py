@@ -8,10 +8,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import click
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 from models.database import transaction, transient
 from models.jobs import JobStatus
 from models.reports import job_report, live_workers
-from scheduler.printing import count, counted, duration, place, size, state
+from scheduler.printing import count, duration, place, size, state
 
 ENDED = frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED})
 LOOK_SECONDS = 0.25
@@ -134,7 +134,7 @@ def fraction_done(job: Mapping[str, Any]) -> float:
 class Display(Protocol):
     """Where progress is shown."""
 
-    def __enter__(self) -> "Display": ...
+    def __enter__(self) -> Self: ...
 
     def __exit__(self, *_: object) -> None: ...
 
@@ -161,7 +161,7 @@ class Bar:
         )
         self.task = self.progress.add_task("", total=1.0, figures="")
 
-    def __enter__(self) -> "Bar":
+    def __enter__(self) -> Self:
         self.progress.start()
         return self
 
@@ -181,7 +181,7 @@ class Lines:
         self.said_at = float("-inf")
         self.said = self.status = ""
 
-    def __enter__(self) -> "Lines":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -208,8 +208,7 @@ def figures(job: Mapping[str, Any], pace: Pace) -> str:
 
 def summary(job: Mapping[str, Any]) -> RenderableType:
     """What became of a job: outcomes by reason, bytes, time and rate, credits, and where the images are."""
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0), title=_title(job))
-    table.title_justify, table.title_style = "left", "bold"
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column()
     table.add_column(justify="right")
     table.add_column()
@@ -220,11 +219,11 @@ def summary(job: Mapping[str, Any]) -> RenderableType:
     unresolved = job["total_images"] - job["valid_images"] - job["failed_images"]
     if unresolved:
         table.add_row("  no outcome yet", count(unresolved), "")
-    credits_ = job["credits"]
-    held = f"{count(credits_['held'])} more held" if credits_["held"] else ""
-    table.add_row("credits charged", count(credits_["charged"]), held)
-    table.add_row("images in", "", Text(place(job["store_url"] or "")))
-    return table
+    held = job["credits"]["held"]
+    table.add_row(
+        "credits charged", count(job["credits"]["charged"]), f"{count(held)} more held" if held else ""
+    )
+    return Group(_title(job), table, Text(f"images in {place(job['store_url'] or '')}", overflow="fold"))
 
 
 def _title(job: Mapping[str, Any]) -> Text:
@@ -234,11 +233,4 @@ def _title(job: Mapping[str, Any]) -> Text:
     if seconds:
         verb = "in" if job["status"] in ENDED else "for"
         text += f" {verb} {duration(seconds)} ({job['valid_images'] / seconds:,.0f} images/s)"
-    return Text(text)
-
-
-def says(job: Mapping[str, Any]) -> str:
-    """A job in one sentence, for messages."""
-    return (
-        f"Job {job['id']} '{job['name']}' is {state(job)}: {counted(job['valid_images'], 'image')} accepted."
-    )
+    return Text(text, style="bold")

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Sequence
 
 import structlog
-from worker.sources.url_list import read_step
 
 from models.jobs import SourceState
 from models.outcomes import Candidate
@@ -21,6 +20,7 @@ from models.splitting import (
     splittable_jobs,
 )
 from scheduler.leader import Leader
+from worker.sources.url_list import read_step
 from worker.store import Store, StoreError
 
 STEP_CANDIDATES = 10_000

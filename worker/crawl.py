@@ -100,12 +100,14 @@ class ChunkRun:
         return False
 
     async def crawl_candidate(self, candidate: Candidate) -> Outcome:
-        """Fetch, inspect, store: one candidate's outcome."""
+        """Fetch, inspect, store: one candidate's outcome. Its share of the memory lasts until it is stored."""
+        child = self.child
         try:
-            fetched = await fetch(
-                self.child.transport, candidate.url, self.child.settings, random=self.child.random
-            )
-            return await self.child.in_decoder(keep, self.store, candidate, fetched, self.child.settings)
+            with child.transport.memory.lease() as lease:
+                fetched = await fetch(
+                    child.transport, candidate.url, child.settings, random=child.random, lease=lease
+                )
+                return await child.in_decoder(keep, self.store, candidate, fetched, child.settings)
         except CandidateError as error:
             return refusal(candidate, error)
 

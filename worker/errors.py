@@ -16,7 +16,7 @@ TRANSIENT = frozenset(
 class CandidateError(Exception):
     """One candidate ends here, or is tried again when ``transient``.
 
-    ``downloaded`` says that a whole body was received; ``wire_bytes`` counts what was received.
+    ``wire_bytes`` counts what was received.
     """
 
     def __init__(

@@ -1,6 +1,5 @@
 """``pixtrawl env``: where the services in use are, for a shell. Starts nothing: they would stop again at once."""
 
-import json
 import shlex
 
 import click
@@ -8,12 +7,14 @@ from pydantic import SecretStr
 from sqlalchemy import URL, make_url
 
 from models.settings import Settings, read_settings
+from scheduler.commands.options import json_option
 from scheduler.devstack import Layout
+from scheduler.printing import print_json
 from scheduler.servers import ServicesError
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of export lines.")
+@json_option
 def env(as_json: bool) -> None:
     """Print the export lines with which psql, celery and alembic join the services in use.
 
@@ -21,7 +22,7 @@ def env(as_json: bool) -> None:
     """
     variables = variables_of(running(read_settings()))
     if as_json:
-        click.echo(json.dumps(variables))
+        print_json(variables)
         return
     for name, value in variables.items():
         click.echo(f"export {name}={shlex.quote(value)}")

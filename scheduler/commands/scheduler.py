@@ -1,7 +1,6 @@
 """``pixtrawl scheduler``: the loop of scheduler/loop.py until a signal comes. Holds no logic of scheduling."""
 
 import signal
-import sys
 import threading
 from contextlib import ExitStack
 from functools import partial
@@ -16,7 +15,7 @@ INTERRUPTED = 130
 
 @click.command()
 @click.option("--lifeline", type=int, hidden=True)
-def scheduler(lifeline: int | None) -> None:
+def scheduler(lifeline: int | None) -> int:
     """Split, queue, rescue and close jobs, until Ctrl-C or SIGTERM.
 
     One scheduler leads; any others stand by and take over when it is gone.
@@ -46,4 +45,4 @@ def scheduler(lifeline: int | None) -> None:
         # Only now: before, Ctrl-C ends the start of the services at once.
         signal.signal(signal.SIGINT, leave)
         run_scheduler(settings, stop)
-    sys.exit(INTERRUPTED if signal.SIGINT in received else 0)
+    return INTERRUPTED if signal.SIGINT in received else 0

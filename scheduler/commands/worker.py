@@ -23,7 +23,7 @@ INTERRUPTED = 130
     help="Chunks at once, each in a process of its own.  [default: number of processors]",
 )
 @click.option("--lifeline", type=int, hidden=True)
-def worker(concurrency: int | None, lifeline: int | None) -> None:
+def worker(concurrency: int | None, lifeline: int | None) -> int:
     """Crawl what the scheduler hands out, until Ctrl-C or SIGTERM.
 
     The same program as `celery -A worker.app worker`. What is under way is handed back when the worker leaves.
@@ -42,8 +42,7 @@ def worker(concurrency: int | None, lifeline: int | None) -> None:
             stack.enter_context(tended(home, partial(click.echo, err=True)))
         elif lifeline is None:
             refuse_other_schema(settings)
-        code = run_worker(settings, concurrency or os.cpu_count() or 1)
-    sys.exit(code)
+        return run_worker(settings, concurrency or os.cpu_count() or 1)
 
 
 def refuse_other_schema(settings: Settings) -> None:
@@ -83,8 +82,9 @@ def run_worker(settings: Settings, concurrency: int) -> int:
     def remember(sig: str, **_: object) -> None:
         asked_by.append(sig)
 
+    name = f"worker-{os.getpid()}@{socket.gethostname()}"
     process = app.Worker(
-        hostname=f"worker-{os.getpid()}@{socket.gethostname()}",
+        hostname=name,
         pool_cls="prefork",
         concurrency=concurrency,
         loglevel=settings.log_level.upper(),
@@ -94,6 +94,6 @@ def run_worker(settings: Settings, concurrency: int) -> int:
         quiet=True,
         no_color=True,
     )
-    structlog.get_logger().info("worker_started", worker=process.hostname, slots=concurrency)
+    structlog.get_logger().info("worker_started", worker=name, slots=concurrency)
     process.start()
     return INTERRUPTED if "SIGINT" in asked_by else int(process.exitcode or 0)

@@ -1,0 +1,28 @@
+"""Options that several commands have, spelled once."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., object])
+
+
+def json_option(command: Command) -> Command:
+    """``--json``, as the parameter ``as_json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
+def user_option(command: Command) -> Command:
+    """``--user``."""
+    return click.option("--user", metavar="EMAIL", help="Act for this user.  [default: PIXTRAWL_USER]")(
+        command
+    )
+
+
+def limit_option(command: Command) -> Command:
+    """``--limit``."""
+    counts = click.IntRange(1, 100_000)
+    return click.option("--limit", type=counts, default=20, show_default=True, help="Show so many at most.")(
+        command
+    )

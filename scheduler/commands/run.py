@@ -1,0 +1,131 @@
+"""``pixtrawl run``: from a list of URLs to images on disk in one command. Holds no logic of crawling."""
+
+import itertools
+import stat
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from models.jobs import JobStatus
+from models.settings import Settings, read_settings
+from scheduler.commands.options import json_option
+from scheduler.printing import counted, print_json, print_rich, state
+
+FAILED = 1
+INTERRUPTED = 130
+
+
+@click.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT…")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the images.  [default: the store]")
+@click.option("--name", help="Name of the job.  [default: the name of the input]")
+@click.option("--project", help="Project by name or number.  [default: default]")
+@click.option("--max-images", type=click.IntRange(1), help="Stop at so many accepted images.")
+@click.option("--priority", type=click.IntRange(0, 10), default=5, help="10 is most urgent.  [default: 5]")
+@click.option("--concurrency", type=click.IntRange(1, 1024), help="Chunks at once.  [default: processors]")
+@click.option("--again", is_flag=True, help="Crawl anew, whatever was crawled before.")
+@json_option
+def run(
+    inputs: tuple[str, ...],
+    out: Path | None,
+    name: str | None,
+    project: str | None,
+    max_images: int | None,
+    priority: int,
+    concurrency: int | None,
+    again: bool,
+    as_json: bool,
+) -> int:
+    """Crawl the URLs in INPUT (a text file, one a line; - for standard input) and wait for the end.
+
+    The same command again resumes a job that was interrupted. Starts everything that it needs.
+    """
+    settings = read_settings()
+    check_inputs(inputs)
+    folder = prepare_folder(out) if out is not None else None
+    options = {"name": name, "project": project, "max_images": max_images, "priority": priority}
+    return crawl(settings, inputs, options, folder, concurrency=concurrency, again=again, as_json=as_json)
+
+
+def crawl(
+    settings: Settings,
+    inputs: Sequence[str],
+    options: dict[str, Any],
+    folder: str | None,
+    *,
+    concurrency: int | None,
+    again: bool,
+    as_json: bool,
+) -> int:
+    """Submit or resume, follow, and print what became of it; returns the exit code."""
+    from scheduler.enqueue import submit
+    from scheduler.progress import ENDED, find_job, summary
+    from scheduler.system import InterruptedJobError, PartError, running
+
+    try:
+        with running(settings, concurrency, say) as system:
+            submission = submit(
+                system.settings, system.engine, inputs, folder=folder, reuse=not again, **options
+            )
+            if submission.existing:
+                job = find_job(system.engine, submission.job_id)
+                if job["status"] in ENDED:
+                    raise click.UsageError(f"{describe(job)} To crawl the same input anew, add --again.")
+                say(f"{describe(job)} It goes on where it stopped.")
+            else:
+                say(f"Job {submission.job_id}: {counted(submission.candidates, 'candidate')}.")
+            job = system.follow(submission.job_id)
+            if as_json:
+                print_json(job)
+            else:
+                print_rich(summary(job))
+    except PartError as error:
+        say(f"pixtrawl: {error}")
+        return FAILED
+    except InterruptedJobError as error:
+        if as_json:
+            print_json(error.job)
+        say(f"{describe(error.job)} The same command resumes it.")
+        return INTERRUPTED
+    return 0 if job["status"] == JobStatus.COMPLETED else FAILED
+
+
+def describe(job: Mapping[str, Any]) -> str:
+    """A job in one sentence."""
+    images = counted(job["valid_images"], "image")
+    return f"Job {job['id']} '{job['name']}' is {state(job)}: {images} accepted."
+
+
+def say(sentence: str) -> None:
+    """Progress and hints go to standard error."""
+    click.echo(sentence, err=True)
+
+
+def check_inputs(inputs: Sequence[str]) -> None:
+    """Refuse what can be refused before anything is started. Raises RequestError.
+
+    Only files are looked into: what comes through a pipe can be read once.
+    """
+    from scheduler.enqueue import InputCopy
+
+    for given in inputs:
+        path = Path(given)
+        if given != "-" and not (
+            path.exists() and not stat.S_ISREG(path.stat().st_mode) and not path.is_dir()
+        ):
+            # Two blocks: the whole of a small file, the beginning of a large one.
+            for _ in itertools.islice(InputCopy([given]).blocks(), 2):
+                pass
+
+
+def prepare_folder(path: Path) -> str:
+    """Make the folder for the images; its URL. Raises UsageError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise click.UsageError(f"--out {path} is a file: name a folder.") from None
+    except OSError as error:
+        raise click.UsageError(f"--out {path} cannot be made: {error.strerror}.") from None
+    return path.absolute().as_uri()

@@ -1,0 +1,422 @@
+"""The command line: what it prints where, its exit codes, and that no error is a traceback."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+from sqlalchemy import text
+
+from models.database import transaction
+from models.job_lifecycle import notify
+from models.jobs import ChunkStatus, JobStatus
+from models.notifications import NotificationType
+from models.reports import job_report, job_reports
+from scheduler.cli import COMMANDS, main, pixtrawl
+from tests.support.factories import create_chunk, create_job, create_profile, create_project
+
+PROGRAM = Path(sys.executable).with_name("pixtrawl")
+USER = "ada@example.invalid"
+SHOWN = {
+    "id",
+    "name",
+    "status",
+    "blocked_reason",
+    "progress",
+    "total_images",
+    "downloaded_images",
+    "valid_images",
+    "total_chunks",
+    "active_chunks",
+    "completed_chunks",
+    "failed_chunks",
+    "failures",
+    "credits",
+    "bytes",
+    "started_at",
+    "completed_at",
+    "project",
+    "priority",
+    "max_images",
+    "store_url",
+    "created_at",
+    "paused",
+    "cancelled",
+}
+
+
+@pytest.fixture
+def member(session):
+    """A user with 100 credits."""
+    return create_profile(session, USER, balance=100, commit=True)
+
+
+@pytest.fixture
+def environment(monkeypatch, services, database_url, tmp_path, member):
+    """The environment of that user's shell."""
+    variables = {
+        "PIXTRAWL_HOME": str(tmp_path / "home"),
+        "PIXTRAWL_STORE_URL": (tmp_path / "store").as_uri(),
+        "PIXTRAWL_DATABASE_URL": database_url,
+        "PIXTRAWL_REDIS_URL": services.redis_url,
+        "PIXTRAWL_USER": USER,
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    return variables
+
+
+@pytest.fixture
+def job(session, member):
+    """A running job with a hold, a charge and one chunk that failed."""
+    project = create_project(session, member, commit=True)
+    job = create_job(
+        session,
+        project,
+        status=JobStatus.RUNNING,
+        max_images=30,
+        store_url="file:///somewhere/jobs/1",
+        failures={"http_status": 7, "dns": 1},
+    )
+    create_chunk(session, job, 10, ChunkStatus.COMPLETED, accepted=2)
+    create_chunk(session, job, 10, ChunkStatus.PROCESSING, commit=True)
+    for amount, status in ((-2, "completed"), (-10, "pending")):
+        session.execute(
+            text(
+                "INSERT INTO credit_transactions "
+                "(account_id, user_id, type, amount, balance_after, status, job_id) SELECT id, user_id, 'usage', :amount, 0, :status, :job FROM credit_accounts WHERE user_id = :user"
+            ),
+            {"amount": amount, "status": status, "job": job.id, "user": member.id},
+        )
+    session.commit()
+    return job
+
+
+def run(*arguments, **options):
+    """Run the installed program."""
+    return subprocess.run(
+        [PROGRAM, *arguments], capture_output=True, text=True, timeout=60, check=False, **options
+    )
+
+
+def printed_json(capsys, *arguments):
+    """What a command prints, which must be one JSON document; nothing else goes to standard output."""
+    assert main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_show(environment, job, capsys):
+    """`show --json` has every field that is promised, with exact figures."""
+    report = printed_json(capsys, "show", str(job.id))
+    assert report.keys() >= SHOWN
+    assert report["credits"] == {"held": 10, "charged": 2}
+    assert report["failures"] == {"http_status": 7, "dns": 1}
+    assert (report["valid_images"], report["total_images"], report["active_chunks"]) == (2, 20, 1)
+    assert main(["show", str(job.id)]) == 0
+    shown = capsys.readouterr().out
+    for part in ("http_status", "no outcome yet  10", "10 more held", "images in /somewhere/jobs/1"):
+        assert part in shown
+
+
+def test_jobs(environment, session, job, capsys):
+    """`jobs` lists the newest first, filtered, as a table or as JSON."""
+    other = create_profile(session, "bob@example.invalid", commit=True)
+    later = create_job(session, create_project(session, other, "Fish"), name="Pikes", commit=True)
+    assert [row["id"] for row in printed_json(capsys, "jobs")] == [later.id, job.id]
+    for filters in (["--status", "running"], ["--project", "Birds"], ["--user", USER]):
+        assert [row["id"] for row in printed_json(capsys, "jobs", *filters)] == [job.id]
+    assert [row["id"] for row in printed_json(capsys, "jobs", "--limit", "1")] == [later.id]
+    assert main(["jobs"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split()[:4] == ["JOB", "NAME", "PROJECT", "STATUS"]
+    assert table[1].split()[:4] == [str(later.id), "Pikes", "Fish", "pending"]
+
+
+def test_an_unknown_job(environment, capsys):
+    """A job that does not exist is one sentence and exit code 2."""
+    sentence = "pixtrawl: There is no job 12345: `pixtrawl jobs` shows those there are.\n"
+    for command in ("show", "watch", "cancel", "pause", "resume"):
+        assert main([command, "12345"]) == 2
+        printed = capsys.readouterr()
+        assert (printed.out, printed.err) == ("", sentence)
+        assert main([command, "birds"]) == 2
+
+
+def test_pause_resume_cancel(environment, session, job, capsys):
+    """Each arrow says what happens next, and one that leads nowhere is refused with the reason."""
+    number = str(job.id)
+    for command, code, words in (
+        ("resume", 2, "is not paused"),
+        ("pause", 0, "chunks under way finish"),
+        ("pause", 2, "is paused already"),
+        ("resume", 0, "goes on"),
+        ("cancel", 0, "what is accepted is kept"),
+        ("cancel", 2, "is being cancelled already"),
+        ("resume", 2, "is being cancelled already"),
+    ):
+        assert main([command, number]) == code
+        printed = capsys.readouterr()
+        assert words in (printed.err if code else printed.out)
+    session.execute(text("UPDATE crawl_jobs SET status = 'cancelled', completed_at = now()"))
+    session.commit()
+    for command in ("pause", "resume", "cancel"):
+        assert main([command, number]) == 2
+        assert "has ended: it is cancelled" in capsys.readouterr().err
+
+
+END = text(
+    "UPDATE crawl_jobs SET status = :status, completed_at = now(), "
+    "cancelled_at = CASE WHEN :status = 'cancelled' THEN now() END"
+)
+
+
+def test_watch_ends_with_the_job(environment, engine, job):
+    """`watch` follows in plain lines on standard error, and prints the last state when the job ends."""
+    with subprocess.Popen(
+        [PROGRAM, "watch", str(job.id), "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert "running" in process.stderr.readline()
+        with transaction(engine) as session:
+            session.execute(END, {"status": "completed"})
+        output, progress = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert json.loads(output)["status"] == "completed"
+    assert f"Job {job.id} completed: 100%" in progress
+
+
+@pytest.mark.parametrize("status", ["failed", "cancelled"])
+def test_watch_says_how_a_job_ended(environment, engine, job, capsys, status):
+    """The exit code is 1 when a job failed or was cancelled; the summary is the result."""
+    with transaction(engine) as session:
+        session.execute(END, {"status": status})
+    assert main(["watch", str(job.id)]) == 1
+    assert f"Job {job.id} 'Kingfishers' {status}" in capsys.readouterr().out
+
+
+def test_watch_is_interrupted(environment, job):
+    """Ctrl-C ends watching with exit code 130, and says that the job goes on."""
+    with subprocess.Popen([PROGRAM, "watch", str(job.id)], stderr=subprocess.PIPE, text=True) as process:
+        process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        _, progress = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert f"job {job.id} goes on" in progress
+    assert "Traceback" not in progress
+
+
+def test_credits(environment, job, capsys):
+    """Grants show in balance and statement; an amount must be positive and fit the account."""
+    assert printed_json(capsys, "credits", "show")["balance"] == 100
+    assert printed_json(capsys, "credits", "grant", "50")["balance"] == 150
+    history = printed_json(capsys, "credits", "history")
+    assert [row["amount"] for row in history if row["type"] == "bonus"] == [50, 100]
+    assert len(printed_json(capsys, "credits", "history", "--limit", "1")) == 1
+    assert main(["credits", "show"]) == 0
+    assert "150 credits to spend" in capsys.readouterr().out
+    for arguments in (["grant", "0"], ["grant", "2147483647"], ["show", "--user", "eve@example.invalid"]):
+        assert main(["credits", *arguments]) == 2
+    assert printed_json(capsys, "credits", "show")["balance"] == 150
+
+
+def test_users_and_projects(environment, capsys):
+    """Users and projects are made once, and what they are called is checked."""
+    new = "bob@example.invalid"
+    created = printed_json(capsys, "users", "create", new, "--credits", "7", "--monthly-limit", "9")
+    assert (created["email"], created["balance"], created["monthly_limit"]) == (new, 7, 9)
+    assert [user["email"] for user in printed_json(capsys, "users", "list")] == [USER, new]
+    assert printed_json(capsys, "projects", "create", "Fish", "--user", new)["user"] == new
+    assert [row["name"] for row in printed_json(capsys, "projects", "list", "--user", new)] == ["Fish"]
+    for arguments, words in (
+        (["users", "create", new], "exists already"),
+        (["users", "create", "bob"], "is not an e-mail address"),
+        (["projects", "create", "Fish", "--user", new], "has a project Fish already"),
+        (["projects", "create", "12"], "would read as an id"),
+        (["projects", "create", "x" * 101], "has 1 to 100 characters"),
+        (["projects", "create", "Fish", "--user", "eve@example.invalid"], "There is no user"),
+        (["notifications", "--user", "eve@example.invalid"], "There is no user"),
+    ):
+        assert main(arguments) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_notifications(environment, engine, member, capsys):
+    """The newest notification comes first, as JSON and as a table."""
+    with transaction(engine) as session:
+        notify(
+            session, member.id, NotificationType.INFO, "crawl_job", "First", "[bold]one[/bold]", {"job_id": 1}
+        )
+    with transaction(engine) as session:
+        notify(session, member.id, NotificationType.ERROR, "crawl_job", "Second", "two", {})
+    assert [row["title"] for row in printed_json(capsys, "notifications")] == ["Second", "First"]
+    assert main(["notifications"]) == 0
+    assert "[bold]one[/bold]" in capsys.readouterr().out
+
+
+def test_submit_prints_the_object_of_show(environment, capsys, tmp_path):
+    """`submit --json` prints exactly what `show --json` prints for the new job."""
+    (tmp_path / "list.txt").write_text("http://a.example/1\n")
+    submitted = printed_json(capsys, "submit", "list.txt")
+    assert submitted == printed_json(capsys, "show", str(submitted["id"]))
+
+
+def test_migrate(environment, empty_database_url, monkeypatch, capsys):
+    """An empty database is set up with its first user; a second run has nothing to do."""
+    monkeypatch.setenv("PIXTRAWL_DATABASE_URL", empty_database_url)
+    first = printed_json(capsys, "migrate")
+    assert first["from"] is None
+    assert printed_json(capsys, "migrate") == {"from": first["to"], "to": first["to"]}
+    assert main(["migrate"]) == 0
+    assert capsys.readouterr().out == f"The database is at revision {first['to']}: nothing to do\n"
+    assert [user["email"] for user in printed_json(capsys, "users", "list")] == [USER]
+
+
+def test_a_database_of_another_revision(environment, session, capsys):
+    """An external database at another revision is exit code 3 with the way out."""
+    session.execute(text("UPDATE alembic_version SET version_num = '003'"))
+    session.commit()
+    assert main(["jobs"]) == 3
+    assert "run `pixtrawl migrate`" in capsys.readouterr().err
+    session.execute(text("UPDATE alembic_version SET version_num = '999'"))
+    session.commit()
+    assert main(["migrate"]) == 3
+    assert "999" in capsys.readouterr().err
+
+
+def test_services_that_are_away(environment, monkeypatch, capsys, tmp_path):
+    """A database or a store that cannot be reached is exit code 3, one sentence, and no password."""
+    secret = "hush"
+    monkeypatch.setenv("PIXTRAWL_DATABASE_URL", f"postgresql://ada:{secret}@127.0.0.1:1/pixtrawl")
+    assert main(["jobs"]) == 3
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
+    assert "PostgreSQL is not reachable" in printed.err
+    assert secret not in printed.err
+    monkeypatch.setenv("PIXTRAWL_DATABASE_URL", environment["PIXTRAWL_DATABASE_URL"])
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "list.txt").write_text("http://a.example/1\n")
+    monkeypatch.setenv("PIXTRAWL_STORE_URL", (tmp_path / "file").as_uri())
+    assert main(["submit", "list.txt"]) == 3
+    assert "The store cannot be used" in capsys.readouterr().err
+
+
+def test_a_wrong_setting(environment, monkeypatch, capsys):
+    """A wrong variable is exit code 2 and is named."""
+    monkeypatch.setenv("PIXTRAWL_CHUNK_SIZE", "none")
+    assert main(["jobs"]) == 2
+    assert capsys.readouterr().err.startswith("pixtrawl: PIXTRAWL_CHUNK_SIZE: ")
+
+
+def test_a_bug_is_named(environment, monkeypatch, capsys):
+    """An error that nobody expected is one line and exit code 1; debugging adds the traceback."""
+    monkeypatch.setattr("scheduler.cli.TARGETS", {"jobs": "scheduler.commands.jobs:nowhere"})
+    assert main(["jobs"]) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("pixtrawl: This is a bug in Pixtrawl (AttributeError in cli.py:")
+    assert printed.count("\n") == 1
+    monkeypatch.setenv("PIXTRAWL_LOG_LEVEL", "debug")
+    assert main(["jobs"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_every_command_loads():
+    """Each name in the help leads to a command with a help of its own."""
+    context = click.Context(pixtrawl)
+    for name in pixtrawl.list_commands(context):
+        command = pixtrawl.get_command(context, name)
+        assert isinstance(command, click.Command), name
+        assert command.name == name
+        assert command.get_short_help_str(), name
+
+
+def test_help_starts_fast():
+    """The help lists every command and imports none of them, nor the database's library."""
+    script = (
+        "import sys; from scheduler.cli import main; code = main(['--help']);"
+        "sys.exit(code or any(name in sys.modules for name in ('sqlalchemy', 'rich', 'scheduler.commands.jobs')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for section, commands in COMMANDS.items():
+        assert f"{section}:" in done.stdout
+        assert all(f"\n  {name} " in done.stdout for name in commands)
+
+
+def test_usage_errors_of_the_program(environment):
+    """The installed program writes errors to standard error only, and names the help."""
+    for arguments, words in (
+        (["nonsense"], "No such command 'nonsense' (see `pixtrawl --help`)"),
+        (["jobs", "--limit", "0"], "(see `pixtrawl jobs --help`)"),
+    ):
+        done = run(*arguments)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert words in done.stderr
+        assert done.stderr.startswith("pixtrawl: ")
+    assert run("--version").stdout.startswith("pixtrawl 0.")
+
+
+def test_a_reader_that_leaves(environment, session, member):
+    """A closed pipe ends a command quietly."""
+    project = create_project(session, member, commit=True)
+    session.execute(
+        text("INSERT INTO crawl_jobs (project_id, name) SELECT :id, 'job' FROM generate_series(1, 300)"),
+        {"id": project.id},
+    )
+    session.commit()
+    reader, writer = os.pipe()
+    with subprocess.Popen(
+        [PROGRAM, "jobs", "--limit", "300", "--json"], stdout=writer, stderr=subprocess.PIPE
+    ) as process:
+        os.close(writer)
+        os.read(reader, 10)
+        os.close(reader)
+        _, errors = process.communicate(timeout=30)
+    assert errors == b""
+
+
+def test_a_folder_with_somebody_elses_modules(environment, tmp_path):
+    """Files of the user that are called like our packages are not imported."""
+    for name in ("models.py", "scheduler.py", "worker.py", "click.py"):
+        (tmp_path / name).write_text("raise SystemExit('not mine')")
+    for command in ([PROGRAM], [sys.executable, "-P", "-m", "scheduler.cli"]):
+        done = subprocess.run(
+            [*command, "jobs", "--json"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            cwd=tmp_path,
+        )
+        assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
+def test_reports_are_fast_with_many_transactions(engine, session, job, member):
+    """A job with a million images, its 2,000 transactions among 20,000 others, is reported within 20 ms."""
+    session.execute(
+        text(
+            "INSERT INTO credit_transactions (account_id, user_id, type, amount, balance_after, status, job_id) "
+            "SELECT a.id, a.user_id, 'usage', -500, 0, 'completed', "
+            "CASE WHEN n <= 2000 THEN :job ELSE 1000000 + n / 100 END "
+            "FROM credit_accounts a, generate_series(1, 22000) n WHERE a.user_id = :user"
+        ),
+        {"job": job.id, "user": member.id},
+    )
+    session.commit()
+    session.execute(text("ANALYZE credit_transactions"))
+    session.commit()
+    for report in (lambda: job_report(session, job.id), lambda: job_reports(session)):
+        report()
+        times = []
+        for _ in range(5):
+            started = time.perf_counter()
+            report()
+            times.append(time.perf_counter() - started)
+        # The best of five: other programs may be busy on this machine.
+        assert min(times) < 0.02

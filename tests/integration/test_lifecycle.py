@@ -1,0 +1,526 @@
+"""The arrows of a chunk on real PostgreSQL: guards, outcomes, counters, and commits whose answer never came."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, NullPool, create_engine, event, text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from models.credits import CreditError
+from models.database import transaction
+from models.ending import drain_cancelled, drain_paused, rescue_chunk
+from models.job_lifecycle import cancel_job, pause_job, resume_job
+from models.lifecycle import (
+    Fence,
+    StartedChunk,
+    already_written,
+    checkpoint_chunk,
+    hand_back_chunk,
+    renew_lease,
+    settle_chunk,
+    start_chunk,
+)
+from models.outcomes import Outcome, Reason
+from models.recording import Tally
+from tests.support.crawling import (
+    LEASE_SECONDS,
+    accepted,
+    balance_of,
+    change,
+    check_books,
+    expire_lease,
+    new_job,
+    query,
+    queue_ready,
+    read_chunk,
+    read_job,
+    refused,
+    start,
+    start_next,
+)
+from worker import writing
+from worker.writing import LostChunkError, commit
+
+Arrow = Callable[[Session, Fence, list[Outcome]], Tally | None]
+
+
+def checkpoint(session: Session, fence: Fence, outcomes: list[Outcome]) -> Tally | None:
+    """checkpoint_chunk with the tests' lease."""
+    return checkpoint_chunk(session, fence, outcomes, LEASE_SECONDS)
+
+
+ARROWS: list[Arrow] = [checkpoint, settle_chunk, hand_back_chunk]
+
+
+def write(engine: Engine, arrow: Arrow, fence: Fence, outcomes: list[Outcome]) -> Tally | None:
+    """Commit one arrow."""
+    with transaction(engine) as session:
+        return arrow(session, fence, outcomes)
+
+
+def moved_on(fence: Fence) -> Fence:
+    """The fence after one more checkpoint."""
+    return replace(fence, checkpoint=fence.checkpoint + 1)
+
+
+def positions(chunk: StartedChunk | None) -> list[int]:
+    """Where the candidates of a started chunk stand."""
+    assert chunk is not None
+    return [candidate.position for candidate in chunk.candidates]
+
+
+def test_a_message_starts_its_attempt_once(engine):
+    """The first of two equal messages starts chunk and job; the second, and one of another attempt, do nothing."""
+    job = new_job(engine, [3])
+    [message] = queue_ready(engine)
+    assert start(engine, replace(message, attempt=message.attempt - 1)) is None
+    assert start(engine, replace(message, attempt=message.attempt + 1)) is None
+    assert read_job(engine, job.id)["status"] == "pending"
+
+    assert positions(start(engine, message)) == [0, 1, 2]
+    assert start(engine, message) is None
+    assert start(engine, message, "another@test") is None
+    chunk = read_chunk(engine, message.chunk_id)
+    assert (chunk["status"], chunk["queued_at"], chunk["worker"]) == ("processing", None, "worker@test")
+    row = read_job(engine, job.id)
+    assert (row["status"], row["active_chunks"]) == ("running", 1)
+    assert row["started_at"] is not None
+    check_books(engine)
+
+
+@pytest.mark.parametrize("stop", [pause_job, cancel_job])
+def test_a_stopped_job_starts_no_chunk(engine, stop):
+    """A message that arrives after its job was paused or cancelled does nothing."""
+    job = new_job(engine)
+    [message] = queue_ready(engine)
+    with transaction(engine) as session:
+        assert stop(session, job.id)
+    assert start(engine, message) is None
+    assert read_chunk(engine, message.chunk_id)["status"] == "pending"
+
+
+def test_a_start_whose_commit_went_unseen_is_found_again(engine):
+    """Asked again, the worker that already owns the attempt has started it; another worker has not."""
+    new_job(engine, [4])
+    [message] = queue_ready(engine)
+    started = start(engine, message)
+    assert started is not None
+    ask = partial(start_chunk, chunk_id=message.chunk_id, attempt=message.attempt, lease_seconds=30)
+    with transaction(engine) as session:
+        assert ask(session, worker="worker@test", again=True) == started
+        assert ask(session, worker="worker@test") is None
+        assert ask(session, worker="another@test", again=True) is None
+    check_books(engine)
+
+
+def test_the_next_attempt_gets_only_what_has_no_outcome(engine):
+    """Images, single failures and ranges of failures of earlier attempts are left out."""
+    new_job(engine, [3, 9])
+    first = start_next(engine)
+    write(engine, settle_chunk, first.fence, [refused(place) for place in range(3)])
+    chunk = start_next(engine)
+    write(engine, hand_back_chunk, chunk.fence, [accepted(3), refused(6)])
+    change(
+        engine,
+        """WITH taken AS (
+            INSERT INTO failures (job_id, chunk_id, position, position_end, reason)
+            VALUES (:job_id, :chunk_id, 8, 10, 'cancelled'))
+        UPDATE job_chunks SET failed = failed + 3 WHERE id = :chunk_id""",
+        job_id=chunk.fence.job_id,
+        chunk_id=chunk.fence.chunk_id,
+    )
+    again = start_next(engine)
+    assert again.fence.attempt == 2
+    assert positions(again) == [4, 5, 7, 11]
+
+
+def test_every_write_counts_what_it_writes(engine):
+    """Chunk, job, account and day agree after a checkpoint, a hand back and a settlement."""
+    job = new_job(engine, [4, 6], unit_price=3)
+    chunk = start_next(engine)
+    tally = write(engine, checkpoint, chunk.fence, [accepted(0), refused(1)])
+    assert tally == Tally(1, {"http_status": 1}, downloaded=1, stored_bytes=100, wire_bytes=157)
+    check_books(engine)
+    write(engine, hand_back_chunk, moved_on(chunk.fence), [accepted(2)])
+    check_books(engine)
+    assert (read_job(engine, job.id)["active_chunks"], balance_of(engine, job)) == (0, 1000 - 4 * 3)
+
+    chunk = start_next(engine)
+    assert positions(chunk) == [3]
+    write(engine, settle_chunk, chunk.fence, [refused(3, Reason.CORRUPT, downloaded=True)])
+    check_books(engine)
+    row = read_job(engine, job.id)
+    assert row["failures"] == {"http_status": 1, "corrupt": 1}
+    assert (row["downloaded_images"], row["wire_bytes"], row["completed_chunks"]) == (3, 314, 1)
+    assert row["progress"] == 40
+    assert balance_of(engine, job) == 1000 - 2 * 3
+
+
+def test_the_same_bytes_are_one_image_of_a_job(engine):
+    """Within a batch and across chunks the first image counts and the others are duplicates of it."""
+    job = new_job(engine, [3, 2])
+    first, second = start_next(engine), start_next(engine)
+    write(engine, settle_chunk, first.fence, [accepted(2, "a"), accepted(1, "b"), accepted(0, "a")])
+    write(engine, settle_chunk, second.fence, [accepted(3, "b"), accepted(4, "c")])
+    assert query(engine, "SELECT position FROM images ORDER BY 1") == [(0,), (1,), (4,)]
+    failures = query(engine, "SELECT position, reason, detail FROM failures ORDER BY 1")
+    assert failures == [
+        (2, "duplicate", "the same bytes as candidate 0"),
+        (3, "duplicate", "the same bytes as candidate 1"),
+    ]
+    assert balance_of(engine, job) == 1000 - 3
+    check_books(engine)
+
+
+def test_the_same_bytes_in_two_transactions_at_once(engine):
+    """Two workers that store the same 200 pictures in opposite order get 200 images, without a deadlock."""
+    job = new_job(engine, [200] * 2)
+    chunks = [start_next(engine, "a@test"), start_next(engine, "b@test")]
+    outcomes = [
+        [accepted(place, place) for place in range(200)],
+        [accepted(place, place - 200) for place in range(399, 199, -1)],
+    ]
+    together = threading.Barrier(2)
+
+    def settle(number: int) -> Tally | None:
+        with transaction(engine) as session:
+            together.wait(10)
+            return settle_chunk(session, chunks[number].fence, outcomes[number])
+
+    with ThreadPoolExecutor(2) as threads:
+        tallies = list(threads.map(settle, range(2)))
+    assert sum(tally.accepted for tally in tallies if tally) == 200
+    assert read_job(engine, job.id)["failures"] == {"duplicate": 200}
+    check_books(engine)
+
+
+def test_text_that_postgresql_cannot_hold_is_written_all_the_same(engine):
+    """A NUL or a lone surrogate in a URL, or in what a server said, does not stop the chunk's other outcomes."""
+    new_job(engine, [3])
+    chunk = start_next(engine)
+    outcomes: list[Outcome] = [
+        refused(0, Reason.INVALID_URL, url="http://images.test/\0.jpg", detail="a \0 in it"),
+        refused(1, final_url="http://images.test/\udcff", detail="\udcff"),
+        replace(accepted(2), original_url="http://images.test/2\0"),
+    ]
+    assert write(engine, settle_chunk, chunk.fence, outcomes) is not None
+    assert query(engine, "SELECT url, detail FROM failures WHERE position = 0") == [
+        ("http://images.test/\ufffd.jpg", "a \ufffd in it")
+    ]
+    check_books(engine)
+
+
+@pytest.mark.parametrize("arrow", ARROWS)
+def test_a_fence_lets_one_write_through(engine, arrow):
+    """Whatever is written a second time under the same fence writes nothing, and the first is found written."""
+    new_job(engine, [2])
+    fence = start_next(engine).fence
+    outcomes: list[Outcome] = [accepted(0), refused(1)]
+    with transaction(engine) as session:
+        assert not already_written(session, fence)
+    assert write(engine, arrow, fence, outcomes) is not None
+    for second in ARROWS:
+        assert write(engine, second, fence, outcomes) is None
+    with transaction(engine) as session:
+        assert already_written(session, fence)
+        assert not already_written(session, moved_on(fence))
+    check_books(engine)
+
+
+def test_a_worker_that_lost_its_chunk_writes_nothing(engine):
+    """After a rescue neither the old attempt nor its lease can be used, before and after the next start."""
+    job = new_job(engine, [2])
+    old = start_next(engine, "zombie@test").fence
+    expire_lease(engine, old.chunk_id)
+    with transaction(engine) as session:
+        assert rescue_chunk(session, 5) is not None
+
+    def zombie_is_refused() -> None:
+        for arrow in ARROWS:
+            assert write(engine, arrow, old, [accepted(0)]) is None
+        with transaction(engine) as session:
+            assert not renew_lease(session, old, LEASE_SECONDS).owned
+            assert not already_written(session, old)
+
+    zombie_is_refused()
+    chunk = start_next(engine)
+    zombie_is_refused()
+    assert query(engine, "SELECT count(*) FROM images") == [(0,)]
+    write(engine, settle_chunk, chunk.fence, [accepted(0), accepted(1)])
+    zombie_is_refused()
+    assert balance_of(engine, job) == 998
+    check_books(engine)
+
+
+def test_a_chunk_ends_with_an_outcome_for_each_candidate(engine):
+    """A settlement that forgets a candidate, or comes without a hold, is refused as a whole."""
+    new_job(engine, [2])
+    fence = start_next(engine).fence
+    with pytest.raises(IntegrityError, match="ck_job_chunks_ended_whole"):
+        write(engine, settle_chunk, fence, [accepted(0)])
+    change(engine, "UPDATE job_chunks SET accepted = 1 WHERE id = :id", id=fence.chunk_id)
+    change(engine, "DELETE FROM credit_transactions WHERE chunk_id = :id", id=fence.chunk_id)
+    with pytest.raises(CreditError, match="without an open hold"):
+        write(engine, settle_chunk, fence, [accepted(1)])
+    assert query(engine, "SELECT count(*) FROM images") == [(0,)]
+
+
+def test_a_parked_chunk_waits_until_it_is_available(engine):
+    """A chunk handed back for later is not claimed before, keeps its hold, and its outcomes reset the losses."""
+    job = new_job(engine, [3])
+    fence = start_next(engine).fence
+    change(engine, "UPDATE job_chunks SET retry_count = 4 WHERE id = :id", id=fence.chunk_id)
+    with transaction(engine) as session:
+        hand_back_chunk(session, fence, [accepted(0)], available_in_seconds=60)
+    assert queue_ready(engine) == []
+    assert balance_of(engine, job) == 997
+    assert read_chunk(engine, fence.chunk_id)["retry_count"] == 0
+    change(engine, "UPDATE job_chunks SET available_at = now() WHERE id = :id", id=fence.chunk_id)
+    assert positions(start_next(engine)) == [1, 2]
+    assert balance_of(engine, job) == 997
+    check_books(engine)
+
+
+def test_lost_leases_in_a_row_fail_a_chunk(engine):
+    """One lease too many without an outcome fails the rest as worker_lost; any new outcome starts the count anew."""
+    job = new_job(engine, [5])
+
+    def lose() -> bool:
+        chunk = start_next(engine)
+        expire_lease(engine, chunk.fence.chunk_id)
+        with transaction(engine) as session:
+            rescued = rescue_chunk(session, 2)
+            assert rescued is not None
+            assert rescue_chunk(session, 2) is None
+        check_books(engine)
+        return rescued.failed
+
+    assert [lose(), lose()] == [False, False]
+    chunk = start_next(engine)
+    assert chunk.retry_count == 2
+    write(engine, checkpoint, chunk.fence, [accepted(1)])
+    write(engine, hand_back_chunk, moved_on(chunk.fence), [])
+    assert [lose(), lose(), lose()] == [False, False, True]
+    assert read_job(engine, job.id)["failures"] == {"worker_lost": 4}
+    assert balance_of(engine, job) == 999
+
+
+def test_a_chunk_whose_candidates_all_have_outcomes_counts_no_empty_reason(engine):
+    """Cancelling a job whose last chunk lost its worker between checkpoint and settlement adds no failure."""
+    job = new_job(engine, [1])
+    fence = start_next(engine).fence
+    write(engine, checkpoint, fence, [accepted(0)])
+    expire_lease(engine, fence.chunk_id)
+    with transaction(engine) as session:
+        rescue_chunk(session, 5)
+        cancel_job(session, job.id)
+    with transaction(engine) as session:
+        assert drain_cancelled(session, job.id) == 1
+    assert read_job(engine, job.id)["failures"] == {}
+    check_books(engine)
+
+
+def test_cancelling_drains_what_no_worker_has(engine):
+    """Waiting and queued chunks end as cancelled, in batches, and what was held for them comes back."""
+    job = new_job(engine, [3, 3, 3, 3], unit_price=2)
+    chunk = start_next(engine)
+    write(engine, hand_back_chunk, chunk.fence, [accepted(1)])
+    started = start(engine, *queue_ready(engine, 2)[:1])
+    assert started is not None
+    with transaction(engine) as session:
+        assert cancel_job(session, job.id)
+        assert not cancel_job(session, job.id)
+    with transaction(engine) as session:
+        assert drain_cancelled(session, job.id, limit=2) == 2
+    with transaction(engine) as session:
+        assert drain_cancelled(session, job.id, limit=2) == 1
+        assert drain_cancelled(session, job.id, limit=2) == 0
+        assert renew_lease(session, started.fence, LEASE_SECONDS).cancelled
+    outcomes = [refused(place, Reason.CANCELLED) for place in positions(started)]
+    write(engine, settle_chunk, started.fence, outcomes)
+    row = read_job(engine, job.id)
+    assert (row["completed_chunks"], row["failures"]) == (4, {"cancelled": 11})
+    assert balance_of(engine, job) == 1000 - 2
+    check_books(engine)
+
+
+def test_pausing_takes_chunks_out_of_the_queue(engine):
+    """Queued chunks go back with their holds released; chunks in flight finish; resuming holds anew."""
+    job = new_job(engine, [2, 2])
+    running, [waiting] = start_next(engine), queue_ready(engine, 1)
+    with transaction(engine) as session:
+        assert pause_job(session, job.id)
+        assert drain_paused(session, job.id) == 1
+    assert balance_of(engine, job) == 998
+    assert queue_ready(engine) == []
+    write(engine, settle_chunk, running.fence, [refused(0), refused(1)])
+    with transaction(engine) as session:
+        assert resume_job(session, job.id)
+    assert start(engine, waiting) is None
+    assert positions(start_next(engine)) == [2, 3]
+    check_books(engine)
+
+
+def test_concurrent_writers_count_exactly(engine):
+    """Eight workers that write at once lose no image, byte or credit of their user's day."""
+    job = new_job(engine, [20] * 8)
+    chunks = [start_next(engine, f"{number}@test") for number in range(8)]
+
+    def work(chunk: StartedChunk) -> None:
+        fence = chunk.fence
+        for place in positions(chunk):
+            assert write(engine, checkpoint, fence, [accepted(place)]) is not None
+            fence = moved_on(fence)
+        assert write(engine, settle_chunk, fence, []) is not None
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(work, chunks))
+    check_books(engine)
+    [metrics] = query(
+        engine, "SELECT images_processed, storage_used_bytes, bandwidth_used_bytes FROM usage_metrics"
+    )
+    assert metrics == (160, 16_000, 24_000)
+    assert balance_of(engine, job) == 1000 - 160
+
+
+@pytest.fixture
+def executioner(database_url: str) -> Iterator[Callable[[Any], None]]:
+    """Terminates the backend of a pooled connection, and returns once it is gone."""
+    other = create_engine(database_url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+
+    def terminate(connection: Any) -> None:
+        pid = connection.dbapi_connection.info.backend_pid
+        with other.connect() as administrator:
+            ended = administrator.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid})
+            assert ended.scalar_one()
+
+    yield terminate
+    other.dispose()
+
+
+@contextmanager
+def at_commit(engine: Engine, do: Callable[[Any], None]) -> Iterator[None]:
+    """Run ``do`` with the pooled connection in the place of the first COMMIT."""
+    original = engine.dialect.do_commit
+    calls = 0
+
+    def do_commit(connection: Any) -> None:
+        nonlocal calls
+        calls += 1
+        (do if calls == 1 else original)(connection)
+
+    engine.dialect.do_commit = do_commit  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        engine.dialect.do_commit = original  # type: ignore[method-assign]
+    assert calls
+
+
+def settled_once(engine: Engine, chunk: StartedChunk, before: Callable[[], Any]) -> None:
+    """Settle through ``commit`` while ``before`` goes wrong; written exactly once in the end."""
+    places = positions(chunk)
+    outcomes: list[Outcome] = [accepted(place) for place in places[:-1]]
+    outcomes.append(refused(places[-1]))
+    with before():
+        commit(engine, chunk.fence, lambda session: settle_chunk(session, chunk.fence, outcomes))
+    row = read_chunk(engine, chunk.fence.chunk_id)
+    assert (row["status"], row["checkpoint"], row["accepted"], row["failed"]) == (
+        "completed",
+        1,
+        len(places) - 1,
+        1,
+    )
+    check_books(engine)
+
+
+def test_a_connection_cut_before_its_commit_writes_once(engine, executioner):
+    """The backend dies before COMMIT arrives: nothing was written, and the second try writes."""
+    new_job(engine)
+    chunk = start_next(engine)
+
+    def cut(connection: Any) -> None:
+        executioner(connection)
+        connection.commit()
+
+    settled_once(engine, chunk, partial(at_commit, engine, cut))
+
+
+def test_a_connection_cut_after_its_commit_writes_once(engine, executioner):
+    """COMMIT succeeds and its answer is lost: the fence shows that it is written, and nothing is repeated."""
+    new_job(engine)
+    chunk = start_next(engine)
+
+    def cut(connection: Any) -> None:
+        connection.commit()
+        executioner(connection)
+        connection.cursor().execute("SELECT 1")
+
+    settled_once(engine, chunk, partial(at_commit, engine, cut))
+
+
+def test_a_start_cut_after_its_commit_is_ours(engine, executioner):
+    """The worker whose start went through unseen goes on with the chunk."""
+    new_job(engine, [2])
+    [message] = queue_ready(engine)
+
+    def cut(connection: Any) -> None:
+        connection.commit()
+        executioner(connection)
+        connection.cursor().execute("SELECT 1")
+
+    with at_commit(engine, cut):
+        chunk = writing.start(engine, message.chunk_id, message.attempt, "worker@test", LEASE_SECONDS)
+    assert positions(chunk) == [0, 1]
+    assert read_job(engine, message.job_id)["active_chunks"] == 1
+
+
+def test_a_connection_cut_at_any_statement_writes_once(engine, executioner, monkeypatch):
+    """Wherever in the settlement the backend dies, the chunk ends once, with its images and its charge."""
+    monkeypatch.setattr(writing, "BACKOFF_SECONDS_MAX", 0.01)
+    cuts = [""]
+    while cuts[-1] is not None:
+        new_job(engine, [3])
+        settled_once(engine, start_next(engine), partial(cut_at_statement, engine, cuts, executioner))
+    assert len(cuts) > 7
+    assert "usage_metrics" in str(cuts[-2])
+
+
+@contextmanager
+def cut_at_statement(
+    engine: Engine, cuts: list[str | None], terminate: Callable[[Any], None]
+) -> Iterator[None]:
+    """Terminate the backend right before one statement, one later each time; add it to ``cuts``, or None when there
+    were not so many.
+    """
+    number = len(cuts)
+    statements: list[str] = []
+
+    def look(connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        statements.append(statement)
+        if len(statements) == number:
+            terminate(connection.connection)
+
+    event.listen(engine, "before_cursor_execute", look)
+    try:
+        yield
+    finally:
+        event.remove(engine, "before_cursor_execute", look)
+    cuts.append(statements[number - 1] if number <= len(statements) else None)
+
+
+def test_somebody_elses_chunk_is_said_to_be_lost(engine):
+    """A write without its fence raises, and leaves nothing behind."""
+    new_job(engine, [1])
+    chunk = start_next(engine)
+    foreign = replace(chunk.fence, worker="another@test")
+    with pytest.raises(LostChunkError, match="has another owner"):
+        commit(engine, foreign, lambda session: settle_chunk(session, foreign, [accepted(0)]))
+    assert query(engine, "SELECT count(*) FROM images") == [(0,)]

@@ -1,0 +1,223 @@
+"""Moves chunks through the real arrows, a transaction each, and checks the books afterwards."""
+
+import datetime
+import hashlib
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Engine, text
+from sqlalchemy.orm import Session
+
+from models import Profile
+from models.candidates import pack_candidates
+from models.database import transaction
+from models.jobs import SourceState
+from models.lifecycle import StartedChunk, start_chunk
+from models.outcomes import Accepted, Candidate, ImageFormat, Reason, Refused
+from models.queueing import Message, claim_chunks, queue_chunks
+from scheduler.dispatch import place_hold
+from tests.support.factories import create_chunk, create_job, create_profile, create_project
+
+LEASE_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """Ids of a job, its chunks and its owner."""
+
+    id: int
+    chunk_ids: Sequence[int]
+    user_id: uuid.UUID
+    account_id: uuid.UUID
+
+
+def candidates(start: int, size: int) -> list[Candidate]:
+    """Candidates at ``size`` positions from ``start``."""
+    places = range(start, start + size)
+    return [Candidate(place, f"http://images.test/{place}.jpg", place + 1) for place in places]
+
+
+def accepted(position: int, content: object = None) -> Accepted:
+    """A stored image of 100 bytes; equal ``content`` means equal bytes, and without any they are its own."""
+    body = f"only {position}" if content is None else f"{content}"
+    sha256 = hashlib.sha256(body.encode()).digest()
+    url = f"http://images.test/{position}.jpg"
+    return Accepted(
+        position=position,
+        original_url=url,
+        final_url=url,
+        sha256=sha256,
+        perceptual_hash=-position,
+        width=4,
+        height=3,
+        file_size=100,
+        format=ImageFormat.JPEG,
+        orientation=1,
+        storage_url=f"file:///store/{sha256.hex()}.jpg",
+        filename=f"{sha256.hex()}.jpg",
+        fetched_at=datetime.datetime.now(datetime.UTC),
+        wire_bytes=150,
+    )
+
+
+def refused(position: int, reason: Reason = Reason.HTTP_STATUS, **fields: Any) -> Refused:
+    """A candidate without an image."""
+    given = {"url": f"http://images.test/{position}.jpg", "detail": "as the test wants it", "wire_bytes": 7}
+    return Refused(position=position, reason=reason, **(given | fields))
+
+
+def new_job(
+    engine: Engine,
+    sizes: Iterable[int] = (10,),
+    *,
+    balance: int = 1000,
+    monthly_limit: int = 1_000_000,
+    owner: NewJob | None = None,
+    priority: int = 5,
+    **columns: Any,
+) -> NewJob:
+    """A job of ``owner``'s user, or of a new one, with a pending chunk for each of ``sizes``."""
+    columns = {"source_state": SourceState.EXHAUSTED, "store_url": "file:///store"} | columns
+    with Session(engine) as session:
+        if owner is None:
+            user = create_profile(session, balance=balance, monthly_limit=monthly_limit)
+        else:
+            user = session.get_one(Profile, owner.user_id)
+        job = create_job(session, create_project(session, user), priority=priority, **columns)
+        chunk_ids = []
+        start = 0
+        for size in sizes:
+            packed = pack_candidates(candidates(start, size))
+            chunk_ids.append(create_chunk(session, job, size, priority=priority, candidates=packed).id)
+            start += size
+        job.source_position = start
+        assert user.credit_account is not None
+        created = NewJob(job.id, chunk_ids, user.id, user.credit_account.id)
+        session.commit()
+    return created
+
+
+def queue_ready(engine: Engine, limit: int = 16) -> list[Message]:
+    """pending → queued with a hold, for as many chunks as the owners can pay."""
+    with transaction(engine) as session:
+        chunks = claim_chunks(session, limit)
+        return queue_chunks(session, [chunk.id for chunk in chunks if place_hold(session, chunk)])
+
+
+def start(engine: Engine, message: Message, worker: str = "worker@test") -> StartedChunk | None:
+    """queued → processing, if this message is still wanted."""
+    with transaction(engine) as session:
+        return start_chunk(session, message.chunk_id, message.attempt, worker, LEASE_SECONDS)
+
+
+def start_next(engine: Engine, worker: str = "worker@test") -> StartedChunk:
+    """Queue and start the next ready chunk."""
+    [message] = queue_ready(engine, 1)
+    chunk = start(engine, message, worker)
+    assert chunk is not None
+    return chunk
+
+
+def expire_lease(engine: Engine, chunk_id: int) -> None:
+    """Let a worker's lease have ended a second ago."""
+    change(engine, "UPDATE job_chunks SET lease_until = now() - interval '1 s' WHERE id = :id", id=chunk_id)
+
+
+def change(engine: Engine, statement: str, **parameters: Any) -> None:
+    """Commit one statement of a test's own, for what only time or an operator can do."""
+    with transaction(engine) as session:
+        session.execute(text(statement), parameters)
+
+
+def query(engine: Engine, statement: str, **parameters: Any) -> list[tuple[Any, ...]]:
+    """Every row of one query."""
+    with transaction(engine) as session:
+        return [tuple(row) for row in session.execute(text(statement), parameters)]
+
+
+def read(engine: Engine, statement: str, **parameters: Any) -> dict[str, Any]:
+    """The only row of one query, by column."""
+    with transaction(engine) as session:
+        return dict(session.execute(text(statement), parameters).mappings().one())
+
+
+def read_job(engine: Engine, job_id: int) -> dict[str, Any]:
+    """A job's row."""
+    return read(engine, "SELECT * FROM crawl_jobs WHERE id = :id", id=job_id)
+
+
+def read_chunk(engine: Engine, chunk_id: int) -> dict[str, Any]:
+    """A chunk's row."""
+    return read(engine, "SELECT * FROM job_chunks WHERE id = :id", id=chunk_id)
+
+
+def balance_of(engine: Engine, job: NewJob) -> int:
+    """Credits that the job's owner is free to spend."""
+    return int(query(engine, "SELECT current_balance FROM credit_accounts WHERE id = :id", id=job.account_id)[0][0])
+
+
+# Each query selects what breaks a rule: {rule: query}. Nothing may come back, whatever happened before.
+RULES = {
+    "balance = completed + open holds": """
+        SELECT a.id, a.current_balance FROM credit_accounts a WHERE a.current_balance <> (
+            SELECT coalesce(sum(t.amount), 0) FROM credit_transactions t WHERE t.account_id = a.id
+                AND (t.status = 'completed' OR (t.status = 'pending' AND t.type = 'usage')))""",
+    "monthly usage = what was spent or held in its month": """
+        SELECT a.id, a.monthly_usage FROM credit_accounts a WHERE a.monthly_usage <> (
+            SELECT coalesce(sum(-t.amount), 0) FROM credit_transactions t WHERE t.account_id = a.id
+                AND t.type = 'usage' AND t.status IN ('completed', 'pending') AND t.period = a.usage_period)""",
+    "an ended chunk cost what it accepted": """
+        SELECT c.id, c.accepted FROM job_chunks c JOIN crawl_jobs j ON j.id = c.job_id
+        WHERE c.status IN ('completed', 'failed') AND c.accepted * j.unit_price <> (
+            SELECT coalesce(-sum(t.amount), 0) FROM credit_transactions t
+            WHERE t.chunk_id = c.id AND t.type = 'usage' AND t.status = 'completed')""",
+    "an ended chunk holds nothing": """
+        SELECT c.id FROM job_chunks c JOIN credit_transactions t ON t.chunk_id = c.id
+        WHERE c.status IN ('completed', 'failed') AND t.status = 'pending'""",
+    "a chunk in flight is paid for": """
+        SELECT c.id FROM job_chunks c JOIN crawl_jobs j ON j.id = c.job_id
+        WHERE (c.status = 'processing' OR c.queued_at IS NOT NULL) AND c.size - c.failed > (
+            SELECT coalesce(sum(-t.amount), 0) / j.unit_price FROM credit_transactions t WHERE t.chunk_id = c.id
+                AND t.type = 'usage' AND t.status IN ('completed', 'pending'))""",
+    "a chunk's counters = its rows": """
+        SELECT c.id, c.accepted, c.failed FROM job_chunks c
+        WHERE c.accepted <> (SELECT count(*) FROM images i WHERE i.chunk_id = c.id) OR c.failed <> (
+            SELECT coalesce(sum(f.position_end - f.position + 1), 0) FROM failures f WHERE f.chunk_id = c.id)""",
+    "a job's counters = its rows": """
+        SELECT j.id, j.valid_images, j.failed_images FROM crawl_jobs j
+        WHERE j.valid_images <> (SELECT count(*) FROM images i WHERE i.crawl_job_id = j.id)
+            OR j.stored_bytes <> (SELECT coalesce(sum(file_size), 0) FROM images i WHERE i.crawl_job_id = j.id)
+            OR j.failed_images <> (
+                SELECT coalesce(sum(f.position_end - f.position + 1), 0) FROM failures f WHERE f.job_id = j.id)
+            OR j.failures <> (SELECT coalesce(jsonb_object_agg(reason, n), '{}') FROM (
+                SELECT reason, sum(position_end - position + 1) AS n FROM failures f WHERE f.job_id = j.id
+                GROUP BY reason) AS grouped)""",
+    "a job's counters = its chunks": """
+        SELECT j.id FROM crawl_jobs j LEFT JOIN job_chunks c ON c.job_id = j.id GROUP BY j.id
+        HAVING j.total_chunks <> count(c.id)
+            OR j.valid_images <> coalesce(sum(c.accepted), 0)
+            OR j.active_chunks <> count(*) FILTER (WHERE c.status = 'processing')
+            OR j.completed_chunks <> count(*) FILTER (WHERE c.status = 'completed')
+            OR j.failed_chunks <> count(*) FILTER (WHERE c.status = 'failed')""",
+    "a position has one outcome at most": """
+        SELECT job_id, place FROM (
+            SELECT crawl_job_id AS job_id, position AS place FROM images
+            UNION ALL SELECT job_id, generate_series(position, position_end) FROM failures) AS outcomes
+        GROUP BY job_id, place HAVING count(*) > 1""",
+    "an ended job has an outcome for every candidate": """
+        SELECT j.id FROM crawl_jobs j
+        WHERE j.completed_at IS NOT NULL AND j.valid_images + j.failed_images <> j.total_images""",
+    "a day's usage = the images and their bytes": """
+        SELECT m.user_id, m.images_processed FROM usage_metrics m WHERE (m.images_processed, m.storage_used_bytes) <> (
+            SELECT count(*), coalesce(sum(i.file_size), 0) FROM images i JOIN crawl_jobs j ON j.id = i.crawl_job_id
+                JOIN projects p ON p.id = j.project_id WHERE p.user_id = m.user_id)""",
+}
+
+
+def check_books(engine: Engine) -> None:
+    """Every rule of the promise, over all rows of the database."""
+    with engine.connect() as connection:
+        broken = {rule: connection.execute(text(query)).all() for rule, query in RULES.items()}
+    assert not {rule: rows for rule, rows in broken.items() if rows}

@@ -1,0 +1,73 @@
+"""A small site whose tester decides when some of its pictures arrive: what happens meanwhile needs no clock."""
+
+import asyncio
+import io
+import threading
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Self
+
+from aiohttp import web
+from PIL import Image
+
+
+def picture(number: int) -> bytes:
+    """A PNG that no other number has."""
+    image = Image.new("RGB", (24, 16), (number % 256, number // 256 % 256, 7))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class Site:
+    """Serves /free/N at once, /held/N when ``release`` was called, and nothing else, while it is open."""
+
+    def __enter__(self) -> Self:
+        self.asked: set[str] = set()
+        self.served: list[str] = []
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="site", daemon=True)
+        self._ready: Future[int] = Future()
+        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._ready.result(timeout=10)}"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+        self._loop.call_soon_threadsafe(self._leave.set)
+        self._thread.join(10)
+
+    def release(self) -> None:
+        """Let the held pictures go, now and from now on."""
+        self._loop.call_soon_threadsafe(self._released.set)
+
+    def write_list(self, path: Path, free: int, held: int, missing: int = 0) -> Path:
+        """Write a list of so many URLs of each kind."""
+        kinds = (("free", free), ("held", held), ("missing", missing))
+        lines = [f"{self.url}/{kind}/{number}" for kind, count in kinds for number in range(count)]
+        path.write_text("\n".join(lines) + "\n")
+        return path
+
+    def held_asked(self) -> int:
+        """How many held pictures were asked for."""
+        return sum(path.startswith("/held/") for path in self.asked)
+
+    async def _serve(self) -> None:
+        self._loop, self._leave, self._released = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+        runner = web.ServerRunner(web.Server(self._answer, access_log=None), shutdown_timeout=0.2)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        self._ready.set_result(runner.addresses[0][1])
+        await self._leave.wait()
+        await runner.cleanup()
+
+    async def _answer(self, request: web.BaseRequest) -> web.Response:
+        self.asked.add(request.path)
+        _, kind, number = request.path.split("/", 2)
+        if kind not in {"free", "held"}:
+            return web.Response(status=404)
+        if kind == "held":
+            await self._released.wait()
+        self.served.append(request.path)
+        return web.Response(
+            body=picture(int(number) + (10_000 if kind == "held" else 0)), content_type="image/png"
+        )
