@@ -6,17 +6,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
-from alembic import command
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+REVISION = "004"
+"""The newest migration. A command must not need Alembic, which is slow to import, to compare it."""
 
 SESSION_LIMITS = {
     "idle_in_transaction_session_timeout": "10s",
@@ -87,22 +87,29 @@ def migrations_folder() -> Path:
     return checkout if (checkout / "env.py").exists() else package / "migrations"
 
 
-def alembic_config(url: str | None = None, connection: Connection | None = None) -> Config:
+def alembic_config(url: str | None = None, connection: Connection | None = None) -> "Config":
     """Alembic's configuration for one database, without a file."""
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
     config.attributes.update({"url": url, "connection": connection})
     return config
 
 
-def revisions(connection: Connection) -> tuple[str | None, str | None]:
+def revisions(connection: Connection) -> tuple[str | None, str]:
     """(revision of the database, or None when it is empty; revision of this program)."""
-    current = MigrationContext.configure(connection).get_current_revision()
-    return current, ScriptDirectory.from_config(alembic_config()).get_current_head()
+    if connection.execute(text("SELECT to_regclass('alembic_version')")).scalar_one() is None:
+        return None, REVISION
+    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none(), REVISION
 
 
 def migrate(url: str, revision: str = "head") -> None:
     """Apply migrations up to ``revision``; safe when several processes do so at once (env.py takes a lock)."""
+    from alembic.util import CommandError
+
+    from alembic import command
+
     try:
         command.upgrade(alembic_config(url), revision)
     except CommandError as error:

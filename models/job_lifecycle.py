@@ -116,24 +116,44 @@ BLOCKED_TEXT = {
 }
 
 
+TOLD = text("""
+SELECT FROM notifications
+WHERE user_id = :user_id AND category = 'billing'
+    AND metadata @> jsonb_build_object('job_id', CAST(:job_id AS int), 'reason', CAST(:reason AS text))
+    AND created_at >= greatest(date_trunc('month', now() AT TIME ZONE 'utc') AT TIME ZONE 'utc', (
+        SELECT max(settled_at) FROM credit_transactions
+        WHERE user_id = :user_id AND type IN ('purchase', 'bonus') AND status = 'completed'))
+""")
+"""Settlements give credits back, so a job may be blocked many times between two top-ups."""
+
+
 def block_job(session: Session, job_id: int, reason: BlockedReason) -> bool:
-    """running → blocked: out of the claim until ``unblock_jobs``; the owner is notified once."""
+    """running → blocked: out of the claim until ``unblock_jobs``. The owner is told once between two top-ups, or
+    two months.
+    """
     row = session.execute(BLOCK, {"job_id": job_id, "reason": reason.value}).one_or_none()
     if row is None:
         return False
+    if session.execute(TOLD, {"job_id": job_id, "user_id": row.user_id, "reason": reason.value}).first():
+        return True
     title, sentence = BLOCKED_TEXT[reason]
     message = f"Job {job_id} '{row.name}' {sentence}"
-    notify(session, row.user_id, NotificationType.WARNING, "billing", title, message, {"job_id": job_id})
+    details = {"job_id": job_id, "reason": reason.value}
+    notify(session, row.user_id, NotificationType.WARNING, "billing", title, message, details)
     return True
 
 
 UNBLOCK = text(f"""
 UPDATE crawl_jobs j SET blocked_reason = NULL, updated_at = now()
 FROM projects p JOIN credit_accounts a ON a.user_id = p.user_id
-WHERE p.id = j.project_id AND j.blocked_reason IS NOT NULL AND a.current_balance >= j.unit_price
-    AND CASE WHEN a.usage_period >= {PERIOD} THEN a.monthly_usage ELSE 0 END + j.unit_price <= a.monthly_limit
+WHERE p.id = j.project_id AND j.blocked_reason IS NOT NULL AND least(a.current_balance, a.monthly_limit
+    - CASE WHEN a.usage_period >= {PERIOD} THEN a.monthly_usage ELSE 0 END) >= j.unit_price * coalesce((
+        SELECT CASE WHEN c.accepted + c.failed = 0 THEN 1 ELSE c.size - c.accepted - c.failed END
+        FROM job_chunks c WHERE c.job_id = j.id AND c.status = 'pending' AND c.queued_at IS NULL
+        ORDER BY c.priority DESC, c.id LIMIT 1), 1)
 RETURNING j.id
 """)
+"""A chunk with outcomes cannot be cut at what the credits cover: it waits until they cover all that is left."""
 
 
 def unblock_jobs(session: Session) -> list[int]:

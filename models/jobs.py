@@ -246,6 +246,9 @@ class JobChunk(Base):
     job: Mapped[CrawlJob] = relationship(back_populates="chunks", lazy="selectin")
 
 
-CANDIDATES_UNCOMPRESSED = DDL("ALTER TABLE job_chunks ALTER COLUMN candidates SET STORAGE EXTERNAL")
-"""They are compressed already: PostgreSQL need not try again."""
-event.listen(JobChunk.__table__, "after_create", CANDIDATES_UNCOMPRESSED)
+event.listen(
+    JobChunk.__table__,
+    "after_create",
+    # They are compressed already: PostgreSQL need not try again.
+    DDL("ALTER TABLE job_chunks ALTER COLUMN candidates SET STORAGE EXTERNAL"),  # type: ignore[no-untyped-call]
+)

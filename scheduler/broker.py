@@ -16,6 +16,8 @@ from worker.app import CRAWL_CHUNK, QUEUE, app, celery_priority
 
 AWAY = (OperationalError, RedisError, OSError)
 RETRY_ONCE = {"max_retries": 1, "interval_start": 0, "interval_step": 0}
+SOON = {**RETRY_ONCE, "interval_max": 0, "socket_timeout": 2, "socket_connect_timeout": 2}
+"""How a leader waits for Redis: less, in all, than its session in PostgreSQL may be idle."""
 
 log = structlog.get_logger()
 
@@ -25,6 +27,7 @@ class Broker:
 
     def __init__(self, settings: Settings) -> None:
         app.settings = settings
+        app.conf.broker_transport_options = app.conf.broker_transport_options | SOON
         self.reachable = True
 
     def waiting(self) -> int | None:

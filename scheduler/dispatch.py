@@ -50,6 +50,8 @@ def place_hold(session: Session, chunk: ClaimedChunk) -> bool:
         return False
     free, reason = spendable(session, chunk.account_id)
     covered = free // chunk.unit_price
+    if covered >= chunk.unresolved:  # A settlement gave credits back since the hold was refused.
+        return take_hold(session, chunk, chunk.unresolved)
     if covered < 1 or chunk.unresolved < chunk.size:
         block(session, chunk, reason)
         return False

@@ -39,8 +39,9 @@ class Transfers:
             done, self._lanes = await asyncio.wait(
                 self._lanes, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION
             )
-            for lane in done:
-                lane.result()
+            errors = [error for lane in done if (error := lane.exception()) is not None]
+            if errors:
+                raise errors[0]
         return not self._lanes
 
     def take(self) -> list[Outcome]:

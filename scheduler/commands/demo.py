@@ -74,7 +74,7 @@ def demo(images: int, keep: bool, sheet: Path) -> int:
             return FAILED
         except InterruptedJobError:
             return INTERRUPTED
-        differences = [*site.differences(by_line(findings)), *wrong_figures(site, findings)]
+        differences = [*site.differences(by_line(findings)), *wrong_figures(len(site.lines), findings)]
         present(site, findings)
         draw_sheet(findings, sheet)
         if keep:
@@ -174,13 +174,13 @@ def by_line(findings: Findings) -> dict[int, str]:
     return {position + 1: outcome for position, outcome in findings.outcomes.items()}
 
 
-def wrong_figures(site: "DemoSite", findings: Findings) -> Iterator[str]:
+def wrong_figures(lines: int, findings: Findings) -> Iterator[str]:
     """One sentence for each figure that does not agree with another that must equal it."""
     job, money = findings.job, findings.statement
     counts = Counter(findings.outcomes.values())
     digests = {hashlib.sha256(body).digest() for body in findings.files.values()}
     equal = [
-        ("lines of the list", len(site.lines), "candidates", job["total_images"]),
+        ("lines of the list", lines, "candidates", job["total_images"]),
         ("candidates", job["total_images"], "outcomes", len(findings.outcomes)),
         ("image rows", len(findings.images), "valid_images", job["valid_images"]),
         ("image rows", len(findings.images), "stored files", len(findings.files)),

@@ -49,6 +49,11 @@ SHOWN = {
     "cancelled",
 }
 
+TRANSACTION = text("""
+INSERT INTO credit_transactions (account_id, user_id, type, amount, balance_after, status, job_id)
+SELECT id, user_id, 'usage', :amount, 0, :status, :job FROM credit_accounts WHERE user_id = :user
+""")
+
 
 @pytest.fixture
 def member(session):
@@ -87,13 +92,8 @@ def job(session, member):
     create_chunk(session, job, 10, ChunkStatus.COMPLETED, accepted=2)
     create_chunk(session, job, 10, ChunkStatus.PROCESSING, commit=True)
     for amount, status in ((-2, "completed"), (-10, "pending")):
-        session.execute(
-            text(
-                "INSERT INTO credit_transactions "
-                "(account_id, user_id, type, amount, balance_after, status, job_id) SELECT id, user_id, 'usage', :amount, 0, :status, :job FROM credit_accounts WHERE user_id = :user"
-            ),
-            {"amount": amount, "status": status, "job": job.id, "user": member.id},
-        )
+        values = {"amount": amount, "status": status, "job": job.id, "user": member.id}
+        session.execute(TRANSACTION, values)
     session.commit()
     return job
 
@@ -146,6 +146,7 @@ def test_an_unknown_job(environment, capsys):
         printed = capsys.readouterr()
         assert (printed.out, printed.err) == ("", sentence)
         assert main([command, "birds"]) == 2
+        assert "(see `pixtrawl" in capsys.readouterr().err
 
 
 def test_pause_resume_cancel(environment, session, job, capsys):

@@ -386,12 +386,12 @@ def test_the_books_agree_after_any_operations(engine):
     run_state_machine_as_test(
         OnThisDatabase,
         settings=settings(
-            max_examples=20,
-            stateful_step_count=30,
+            max_examples=12,
+            stateful_step_count=25,
             deadline=None,
             database=None,
             derandomize=True,
             suppress_health_check=list(HealthCheck),
-            phases=[Phase.generate],
+            phases=[Phase.generate],  # A failing run is printed as it was: shrinking it takes minutes.
         ),
     )

@@ -1,0 +1,577 @@
+"""The scheduler's rounds on real PostgreSQL, Valkey and files; leadership with real processes."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+
+from models.credits import grant
+from models.database import transaction
+from models.job_lifecycle import cancel_job, create_job, JobRequest, pause_job, unblock_jobs
+from models.jobs import SourceKind
+from models.lifecycle import hand_back_chunk, settle_chunk
+from models.outcomes import Outcome, Reason
+from models.queueing import Message
+from models.settings import Settings, read_settings
+from models.splitting import advance_source
+from scheduler import dispatch as dispatching
+from scheduler.broker import Broker
+from scheduler.dispatch import dispatch
+from scheduler.leader import IDLE_SECONDS_MAX, Leader, leadership
+from scheduler.loop import close_jobs
+from scheduler.rescue import drain_stopped
+from scheduler.split import Splitter, cut
+from tests.support.crawling import (
+    NewJob,
+    accepted,
+    balance_of,
+    candidates,
+    change,
+    check_books,
+    new_job,
+    query,
+    queue_ready,
+    read_chunk,
+    read_job,
+    refused,
+    start,
+    start_next,
+)
+from worker.sources.url_list import read_step
+from worker.store import Store, StoreError, open_store
+
+
+@pytest.fixture
+def settings(database_url: str, tmp_path: Path) -> Settings:
+    """Settings of a scheduler that needs no Redis."""
+    url = database_url.replace("+psycopg2", "")
+    store = (tmp_path / "store").as_uri()
+    return read_settings(database_url=url, redis_url="redis://127.0.0.1:1/0", store_url=store)
+
+
+@pytest.fixture
+def leader(settings: Settings) -> Iterator[Leader]:
+    """The leader, in this process."""
+    with leadership(settings, threading.Event()) as leader:
+        assert leader is not None
+        yield leader
+
+
+@pytest.fixture
+def store(settings: Settings) -> Store:
+    """The store of the settings."""
+    return open_store(settings.store)
+
+
+def set_slots(engine: Engine, slots: int, *, seconds_ago: int = 0) -> None:
+    """One worker with so many slots, last seen so long ago."""
+    change(
+        engine,
+        """INSERT INTO workers (name, slots, version, seen_at)
+        VALUES ('w', :slots, '0', now() - make_interval(secs => :ago))
+        ON CONFLICT (name) DO UPDATE SET slots = :slots, seen_at = excluded.seen_at""",
+        slots=slots,
+        ago=seconds_ago,
+    )
+
+
+def finish(engine: Engine, message: Message, make: Callable[[int], Outcome] = accepted) -> None:
+    """Let a worker give every candidate of a chunk the same kind of outcome."""
+    chunk = start(engine, message)
+    assert chunk is not None
+    with transaction(engine) as session:
+        outcomes = [make(candidate.position) for candidate in chunk.candidates]
+        assert settle_chunk(session, chunk.fence, outcomes) is not None
+
+
+def ranges(engine: Engine, job_id: int) -> list[tuple[Any, ...]]:
+    """(index, start, end, size) of a job's chunks, by position."""
+    statement = """SELECT chunk_index, CAST(image_range->>'start' AS int), CAST(image_range->>'end' AS int), size
+        FROM job_chunks WHERE job_id = :job_id ORDER BY 2"""
+    return query(engine, statement, job_id=job_id)
+
+
+def told(engine: Engine, category: str) -> list[str]:
+    """Titles of the notifications of a category."""
+    statement = "SELECT title FROM notifications WHERE category = :category ORDER BY id"
+    return [title for (title,) in query(engine, statement, category=category)]
+
+
+# ------------------------------------------------------------------------------------------------ dispatch
+
+
+def test_the_window_is_two_chunks_for_each_live_slot(engine, leader):
+    """Nothing is queued without a live worker, and never more than twice the slots is in flight."""
+    new_job(engine, [5] * 9)
+    assert dispatch(leader) == []
+    set_slots(engine, 2, seconds_ago=60)
+    assert dispatch(leader) == []
+    set_slots(engine, 2)
+    first = dispatch(leader)
+    assert len(first) == 4
+    assert dispatch(leader) == []
+    assert start(engine, first[0]) is not None
+    assert dispatch(leader) == []
+    finish(engine, first[1])
+    assert len(dispatch(leader)) == 1
+    check_books(engine)
+
+
+def test_a_chunk_is_split_at_what_the_credits_cover(engine, leader):
+    """The last credits are spent: the first candidates go, the others wait in a chunk of their own."""
+    set_slots(engine, 1)
+    job = new_job(engine, [10, 5], balance=47, unit_price=3)
+    messages = dispatch(leader)
+    assert [message.chunk_id for message in messages] == job.chunk_ids
+    assert ranges(engine, job.id) == [(0, 0, 10, 10), (1, 10, 15, 5)]
+    assert balance_of(engine, job) == 2
+
+    poor = new_job(engine, [10], balance=23, unit_price=3)
+    for message in messages:
+        finish(engine, message)
+    [message] = dispatch(leader)
+    assert ranges(engine, poor.id) == [(0, 0, 7, 7), (1, 7, 10, 3)]
+    assert read_job(engine, poor.id)["total_chunks"] == 2
+    assert balance_of(engine, poor) == 2
+    first = start(engine, message)
+    assert first is not None
+    assert first.candidates == candidates(0, 7)
+    with transaction(engine) as session:
+        grant(session, poor.user_id, 7, description="More")
+    second = start_next(engine)
+    assert second.candidates == candidates(7, 3)
+    check_books(engine)
+
+
+def test_a_job_without_credits_is_blocked_once_and_goes_on_after_a_grant(engine, leader):
+    """Its owner is told once, others are not held up, and credits that settlements give back are used."""
+    set_slots(engine, 8)
+    poor, rich = new_job(engine, [4, 4, 4], balance=4, priority=9), new_job(engine, [5])
+    messages = dispatch(leader)
+    assert [message.job_id for message in messages] == [poor.id, rich.id]
+    assert read_job(engine, poor.id)["blocked_reason"] == "out_of_credits"
+    assert told(engine, "billing") == ["Out of credits"]
+    with leader.transaction() as session:
+        assert unblock_jobs(session) == []
+
+    finish(engine, messages[0], lambda place: accepted(place) if place < 3 else refused(place))
+    with leader.transaction() as session:
+        assert unblock_jobs(session) == [poor.id]
+    [message] = dispatch(leader)
+    assert read_chunk(engine, message.chunk_id)["size"] == 1
+    finish(engine, message)
+    assert dispatch(leader) == []
+    assert read_job(engine, poor.id)["blocked_reason"] == "out_of_credits"
+    assert told(engine, "billing") == ["Out of credits"]
+
+    with transaction(engine) as session:
+        grant(session, poor.user_id, 3, description="More")
+    with leader.transaction() as session:
+        assert unblock_jobs(session) == [poor.id]
+    [message] = dispatch(leader)
+    finish(engine, message)
+    assert dispatch(leader) == []
+    assert told(engine, "billing") == ["Out of credits"] * 2
+    check_books(engine)
+
+
+def test_a_chunk_with_outcomes_waits_for_all_that_it_needs(engine, leader):
+    """It cannot be cut: its job stays blocked, in silence, until the balance covers what is left of it."""
+    set_slots(engine, 1)
+    job = new_job(engine, [6], balance=6)
+    chunk = start_next(engine)
+    with transaction(engine) as session:
+        hand_back_chunk(session, chunk.fence, [accepted(0)])
+    [message] = dispatch(leader)
+    with transaction(engine) as session:
+        pause_job(session, job.id)
+    drain_stopped(leader)
+    assert start(engine, message) is None
+    change(engine, "UPDATE crawl_jobs SET paused_at = NULL")
+    with transaction(engine) as session:
+        grant(session, job.user_id, 1, description="More")
+    change(engine, "UPDATE credit_accounts SET monthly_limit = 5")
+    assert dispatch(leader) == []
+    with leader.transaction() as session:
+        assert unblock_jobs(session) == []
+    change(engine, "UPDATE credit_accounts SET monthly_limit = 6")
+    with leader.transaction() as session:
+        assert unblock_jobs(session) == [job.id]
+    [message] = dispatch(leader)
+    finish(engine, message)
+    check_books(engine)
+
+
+def test_the_monthly_limit_blocks_with_its_own_reason(engine, leader):
+    """With credits but no more of the month, the owner is told so, and a new month unblocks."""
+    set_slots(engine, 4)
+    job = new_job(engine, [4, 4], balance=100, monthly_limit=4)
+    [message] = dispatch(leader)
+    assert read_job(engine, job.id)["blocked_reason"] == "monthly_limit"
+    assert told(engine, "billing") == ["Monthly limit reached"]
+    finish(engine, message)
+    with leader.transaction() as session:
+        assert unblock_jobs(session) == []
+    change(engine, "UPDATE credit_accounts SET usage_period = '2000-01'")
+    with leader.transaction() as session:
+        assert unblock_jobs(session) == [job.id]
+    assert len(dispatch(leader)) == 1
+
+
+def test_credits_that_come_back_between_two_looks_are_enough(engine, leader, monkeypatch):
+    """A settlement right after a hold was refused lets the whole chunk go."""
+    set_slots(engine, 1)
+    job = new_job(engine, [5], balance=3)
+    look = dispatching.spendable
+
+    def grant_and_look(session: Any, account_id: Any) -> Any:
+        with transaction(engine) as other:
+            grant(other, job.user_id, 10, description="In between")
+        return look(session, account_id)
+
+    monkeypatch.setattr(dispatching, "spendable", grant_and_look)
+    assert len(dispatch(leader)) == 1
+    assert ranges(engine, job.id) == [(0, 0, 5, 5)]
+    check_books(engine)
+
+
+# --------------------------------------------------------------------------------------------------- split
+
+
+def submit(engine: Engine, store: Store, lines: int, *, max_images: int | None = None) -> NewJob:
+    """A job over a stored list of ``lines`` URLs."""
+    owner = new_job(engine, [], balance=100_000, source_kind=None)
+    body = b"".join(b"http://images.test/%d.jpg\n" % number for number in range(lines))
+    store.put("inputs/list.txt", body)
+    files = [{"name": "list.txt", "bytes": len(body), "candidates": lines}]
+    [(project_id,)] = query(engine, "SELECT id FROM projects WHERE user_id = :id", id=owner.user_id)
+    request = JobRequest(
+        project_id=project_id,
+        name="Kingfishers",
+        priority=5,
+        max_images=max_images or lines,
+        source_kind=SourceKind.URL_LIST,
+        source={"object": "inputs/list.txt", "files": files},
+        candidates=lines,
+        unit_price=1,
+        fingerprint="f",
+    )
+    with transaction(engine) as session:
+        session.connection().exec_driver_sql("DELETE FROM crawl_jobs")
+        job_id = create_job(session, request, store.root)
+    return NewJob(job_id, [], owner.user_id, owner.account_id)
+
+
+def test_a_long_list_is_split_in_steps(engine, leader, store):
+    """Each step is of bounded size; all positions are there once, in chunks that begin small and grow."""
+    job = submit(engine, store, 23_456)
+    splitter = Splitter(leader, store)
+    steps = []
+    while splitter.split():
+        steps.append(read_job(engine, job.id)["source_position"])
+    assert steps == [10_000, 20_000, 23_456]
+    row = read_job(engine, job.id)
+    assert (row["source_state"], row["source_step"], row["total_images"]) == ("exhausted", 3, 23_456)
+    chunks = ranges(engine, job.id)
+    assert [chunk[0] for chunk in chunks] == list(range(row["total_chunks"]))
+    assert [size for *_, size in chunks][:18] == [50] * 4 + [100] * 4 + [200] * 4 + [400] * 4 + [500] * 2
+    ends = [0, *(end for _, _, end, _ in chunks)]
+    assert [begin for _, begin, _, _ in chunks] == ends[:-1]
+    assert ends[-1] == 23_456
+    last = start_all(engine)[-1].candidates[-1]
+    assert (last.position, last.url, last.line) == (23_455, "http://images.test/23455.jpg", 23_456)
+
+
+def start_all(engine: Engine) -> list[Any]:
+    """Start every ready chunk, in order of position."""
+    chunks = [start(engine, message) for message in queue_ready(engine, 1000)]
+    return sorted(chunks, key=lambda chunk: chunk.candidates[0].position)
+
+
+def test_a_step_that_was_read_but_not_written_is_repeated(engine, leader, store, settings):
+    """A step counts once: a second scheduler's, or a crashed one's, is refused by the source's step."""
+    job = submit(engine, store, 120)
+    crashed, splitter = Splitter(leader, store), Splitter(leader, store)
+    with leader.transaction() as session:
+        [stale] = dispatching_jobs(session)
+    assert splitter.split()
+    assert not crashed.step(stale)
+    assert [size for *_, size in ranges(engine, job.id)] == [50, 50, 20]
+    with leader.transaction() as session:
+        assert not advance_source(session, stale, {}, "open", [])
+    assert not splitter.split()
+
+
+def dispatching_jobs(session: Any) -> Any:
+    """Jobs that want candidates."""
+    from models.splitting import splittable_jobs
+
+    return splittable_jobs(session)
+
+
+def test_failures_are_topped_up_until_max_images_are_accepted(engine, leader, store):
+    """Accepted and unresolved candidates never exceed the target; what is left over is not needed."""
+    job = submit(engine, store, 1000, max_images=120)
+    splitter = Splitter(leader, store)
+    handed_out = []
+    while not read_job(engine, job.id)["completed_at"]:
+        splitter.split()
+        row = read_job(engine, job.id)
+        assert row["source_position"] - row["failed_images"] <= 120
+        handed_out.append(row["source_position"])
+        for message in queue_ready(engine):
+            finish(engine, message, lambda place: accepted(place) if place % 2 else refused(place))
+        splitter.end_sources()
+        close_jobs(leader)
+    row = read_job(engine, job.id)
+    assert (row["status"], row["source_state"], row["valid_images"]) == ("completed", "satisfied", 120)
+    assert handed_out == sorted(set(handed_out))
+    last = handed_out[-1]
+    assert query(engine, "SELECT position, position_end FROM failures WHERE reason = 'not_needed'") == [(last, 999)]
+    assert row["failures"] == {"http_status": last - 120, "not_needed": 1000 - last}
+    assert row["valid_images"] + row["failed_images"] == row["total_images"] == 1000
+    check_books(engine)
+
+
+def test_a_source_that_ends_before_the_target_completes_the_job(engine, leader, store):
+    """With too few good candidates the job ends with what there was."""
+    job = submit(engine, store, 90, max_images=60)
+    splitter = Splitter(leader, store)
+    for _ in range(3):
+        splitter.split()
+        for message in queue_ready(engine):
+            finish(engine, message, refused)
+        splitter.end_sources()
+        close_jobs(leader)
+    row = read_job(engine, job.id)
+    assert (row["status"], row["source_state"], row["failures"]) == ("completed", "exhausted", {"http_status": 90})
+
+
+def test_a_top_up_waits_for_enough(engine, leader, store):
+    """While candidates are unresolved, a few failures do not make a tiny chunk."""
+    job = submit(engine, store, 1000, max_images=100)
+    splitter = Splitter(leader, store)
+    splitter.split()
+    first, second = start_all(engine)
+    for chunk, chunks_after in ((first, 2), (second, 3)):
+        with transaction(engine) as session:
+            places = [candidate.position for candidate in chunk.candidates]
+            settle_chunk(session, chunk.fence, [refused(places[0]), *map(accepted, places[1:])])
+        splitter.split()
+        assert read_job(engine, job.id)["total_chunks"] == chunks_after
+    assert ranges(engine, job.id)[-1] == (2, 100, 102, 2)
+
+
+def test_an_input_that_cannot_be_read_is_tried_later(engine, leader, store):
+    """A store that is away costs its job time and no other job anything."""
+    job = submit(engine, store, 10)
+    source = {"object": "inputs/gone.txt", "files": [{"name": "gone", "bytes": 9, "candidates": 1}]}
+    with pytest.raises(StoreError):
+        read_step(store, source, {}, 10)
+    change(engine, """UPDATE crawl_jobs SET source = jsonb_set(source, '{object}', '"inputs/gone.txt"')""")
+    splitter = Splitter(leader, store)
+    assert not splitter.split()
+    change(engine, """UPDATE crawl_jobs SET source = jsonb_set(source, '{object}', '"inputs/list.txt"')""")
+    assert not splitter.split()
+    splitter.retry_at[job.id] = 0
+    assert splitter.split()
+
+
+def test_chunks_are_no_larger_than_asked():
+    """The setting bounds the first chunks too, and no candidates make no chunks."""
+    assert [len(chunk.candidates) for chunk in cut(candidates(0, 70), 0, 30)] == [30, 30, 10]
+    assert [(chunk.index, chunk.start) for chunk in cut(candidates(7, 70), 3, 500)] == [(3, 7), (4, 57)]
+    assert list(cut([], 0, 500)) == []
+
+
+# --------------------------------------------------------------------------------------------------- close
+
+
+def test_a_job_ends_once_and_its_owner_is_told(engine, leader):
+    """With every chunk ended the job completes, with one notification and one line of activity."""
+    job = new_job(engine, [2, 2])
+    first, second = queue_ready(engine)
+    finish(engine, first)
+    assert close_jobs(leader) == 0
+    finish(engine, second, refused)
+    assert close_jobs(leader) == 1
+    assert close_jobs(leader) == 0
+    row = read_job(engine, job.id)
+    assert (row["status"], row["progress"]) == ("completed", 100)
+    assert query(engine, "SELECT type, message FROM notifications") == [
+        ("success", "2 images accepted for 2 credits, 2 candidates without an image.")
+    ]
+    assert query(engine, "SELECT action, resource_id FROM activity_logs") == [
+        ("crawl_job.completed", str(job.id))
+    ]
+    check_books(engine)
+
+
+def test_a_job_with_a_failed_chunk_has_failed(engine, leader):
+    """It ends like any other, and says so."""
+    job = new_job(engine, [2, 2])
+    first, second = queue_ready(engine)
+    finish(engine, first)
+    started = start(engine, second)
+    assert started is not None
+    change(
+        engine,
+        "UPDATE job_chunks SET lease_until = now() - interval '1 s', retry_count = 99 WHERE status = 'processing'",
+    )
+    from scheduler.rescue import rescue_expired
+
+    rescue_expired(leader)
+    assert close_jobs(leader) == 1
+    row = read_job(engine, job.id)
+    assert (row["status"], row["failures"]) == ("failed", {"worker_lost": 2})
+    assert query(engine, "SELECT type FROM notifications") == [("error",)]
+    check_books(engine)
+
+
+def test_a_cancelled_job_is_drained_and_closed(engine, leader, store):
+    """What waits is drained, what was not handed out is a range, and nothing stays held."""
+    job = submit(engine, store, 400, max_images=100)
+    splitter = Splitter(leader, store)
+    splitter.split()
+    set_slots(engine, 1)
+    first, _second = dispatch(leader)
+    finish(engine, first)
+    with transaction(engine) as session:
+        assert cancel_job(session, job.id)
+    splitter.end_sources()
+    drain_stopped(leader)
+    assert close_jobs(leader) == 1
+    row = read_job(engine, job.id)
+    assert (row["status"], row["valid_images"], row["failures"]) == ("cancelled", 50, {"cancelled": 350})
+    assert balance_of(engine, job) == 100_000 - 50
+    assert query(engine, "SELECT type FROM notifications") == [("info",)]
+    check_books(engine)
+
+
+# -------------------------------------------------------------------------------------------------- broker
+
+
+@pytest.mark.parametrize("answers", [False, True])
+def test_a_leader_does_not_wait_long_for_redis(database_url, answers):
+    """Redis that refuses, or that takes connections and says nothing, is away before a session is idle too long."""
+    code = """if True:
+        import sys, time
+        from models.queueing import Message
+        from models.settings import read_settings
+        from scheduler.broker import Broker
+        broker = Broker(read_settings())
+        for call in (broker.waiting, lambda: broker.send([Message(1, 1, 1, 5)])):
+            began = time.monotonic()
+            call()
+            print(broker.reachable, time.monotonic() - began, file=sys.stderr)
+    """
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1] if answers else 1
+        environment = os.environ | {
+            "PIXTRAWL_DATABASE_URL": database_url,
+            "PIXTRAWL_REDIS_URL": f"redis://127.0.0.1:{port}/0",
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=True
+        )
+    calls = [line.split() for line in done.stderr.splitlines()]
+    assert [reachable for reachable, _ in calls] == ["False", "False"]
+    assert max(float(seconds) for _, seconds in calls) < IDLE_SECONDS_MAX - 1
+
+
+# ---------------------------------------------------------------------------------------------- leadership
+
+SCHEDULER = """if True:
+    import signal, sys, threading
+    import scheduler.leader
+    from models.settings import read_settings
+    from scheduler.loop import run_scheduler
+    scheduler.leader.IDLE_SECONDS_MAX = 3
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    run_scheduler(read_settings(), stop)
+"""
+
+
+class Scheduler:
+    """One scheduler process and what it has said."""
+
+    def __init__(self, environment: dict[str, str], log: Path) -> None:
+        self.log = log
+        with log.open("wb") as output:
+            self.process = subprocess.Popen([sys.executable, "-u", "-c", SCHEDULER], env=environment, stdout=output)
+
+    def said(self, event: str) -> int:
+        """How often it has said ``event``."""
+        return len(re.findall(rf"\b{event}\b", self.log.read_text()))
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 15) -> float:
+    """Wait until ``condition`` holds; the seconds it took."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < seconds, "waited too long"
+        time.sleep(0.05)
+    return time.monotonic() - began
+
+
+def lock_holders(engine: Engine) -> list[int]:
+    """Backends that hold the leader's lock."""
+    statement = """SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
+    return [pid for (pid,) in query(engine, statement)]
+
+
+@pytest.fixture
+def schedulers(engine, settings, services, tmp_path) -> Iterator[list[Scheduler]]:
+    """Two scheduler processes on the same services."""
+    environment = settings.environment() | {"PIXTRAWL_REDIS_URL": services.redis_url}
+    both = [Scheduler(environment, tmp_path / f"{number}.log") for number in range(2)]
+    yield both
+    for scheduler in both:
+        scheduler.process.send_signal(signal.SIGCONT)
+        scheduler.process.terminate()
+    assert [scheduler.process.wait(10) for scheduler in both] == [0, 0]
+    assert lock_holders(engine) == []
+
+
+def test_one_scheduler_leads_and_another_takes_over(engine, schedulers, store):
+    """A leader without its session, and then a stopped one, is replaced in under ten seconds and does no harm."""
+
+    def leading() -> list[Scheduler]:
+        return [scheduler for scheduler in schedulers if scheduler.said("leader") > scheduler.said("database_away")]
+
+    wait_until(lambda: len(leading()) == 1 and sum(each.said("standby") for each in schedulers) == 1)
+    [first] = lock_holders(engine)
+
+    change(engine, "SELECT pg_terminate_backend(:pid)", pid=first)
+    assert wait_until(lambda: lock_holders(engine) not in ([], [first])) < 10
+    wait_until(lambda: len(leading()) == 1)
+    [second] = lock_holders(engine)
+
+    [old] = leading()
+    [other] = (scheduler for scheduler in schedulers if scheduler is not old)
+    wait_until(lambda: other.said("standby") >= 1)
+    before = other.said("leader")
+    old.process.send_signal(signal.SIGSTOP)
+    assert wait_until(lambda: other.said("leader") > before) < 10
+    [third] = lock_holders(engine)
+    assert third != second
+
+    old.process.send_signal(signal.SIGCONT)
+    wait_until(lambda: old.said("database_away") >= 1 and old.said("standby") >= 1)
+    job = submit(engine, store, 120)
+    wait_until(lambda: read_job(engine, job.id)["source_state"] == "exhausted")
+    assert lock_holders(engine) == [third]
+    assert other.said("job_split") == 1
+    assert old.said("job_split") == 0
