@@ -25,7 +25,7 @@ SHAPES = (0.6, 1.1)
 # Edge length of a spot in pixels, and its weight: a photograph has most of its contrast in large shapes. The
 # finest grain, in grey, sets the size of the file.
 COLOURED_SPOTS = ((160, 0.9), (60, 0.45), (20, 0.3))
-GREY_SPOTS = ((7, 0.15), (3, 0.06), (1, 0.032))
+GREY_SPOTS = ((7, 0.15), (3, 0.065), (1, 0.044))
 
 
 def make_pictures(cache: Path, count: int) -> Path:

@@ -53,7 +53,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--images", type=positive, default=3000, help="pictures in the list [3000]")
     parser.add_argument("--skip-img2dataset", action="store_true", help="leave img2dataset out")
     parser.add_argument("--write", action="store_true", help="write docs/performance.md")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.write and options.skip_img2dataset:
+        parser.error("the page compares with img2dataset, too: --write needs it")
+    return options
 
 
 def positive(text: str) -> int:
@@ -66,6 +69,9 @@ def positive(text: str) -> int:
 
 def measure(options: argparse.Namespace) -> tuple[list[Mapping[str, Timing]], report.Circumstances]:
     """All rounds, with services and web server started once for them."""
+    load = os.getloadavg()[0]
+    if load > LOAD_MAX:
+        print(f"The machine is not idle (load {load:.1f}): do not quote these figures.", file=sys.stderr)
     racing = choose(img2dataset=not options.skip_img2dataset)
     cache = Path(platformdirs.user_cache_dir("pixtrawl")) / "bench"
     print(f"{options.images} pictures in {cache} …", file=sys.stderr, flush=True)
@@ -114,9 +120,6 @@ def introduce(circumstances: report.Circumstances) -> None:
     print(f"machine: {report.machine()}")
     print(f"server: {circumstances.server}, on the same processors")
     print(f"list: {circumstances.images} pictures, {circumstances.mean_bytes / 1000:.1f} kB on average")
-    load = os.getloadavg()[0]
-    if load > LOAD_MAX:
-        print(f"The machine is not idle (load {load:.1f}): do not quote these figures.", file=sys.stderr)
 
 
 def race_all(

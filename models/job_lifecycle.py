@@ -134,7 +134,8 @@ def block_job(session: Session, job_id: int, reason: BlockedReason) -> bool:
     row = session.execute(BLOCK, {"job_id": job_id, "reason": reason.value}).one_or_none()
     if row is None:
         return False
-    if session.execute(TOLD, {"job_id": job_id, "user_id": row.user_id, "reason": reason.value}).first():
+    told = session.execute(TOLD, {"job_id": job_id, "user_id": row.user_id, "reason": reason.value})
+    if told.first() is not None:
         return True
     title, sentence = BLOCKED_TEXT[reason]
     message = f"Job {job_id} '{row.name}' {sentence}"

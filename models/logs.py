@@ -41,5 +41,12 @@ def configure_logs(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())
-    for chatty in ("celery.worker.strategy", "celery.app.trace", "alembic", "kombu", "tornado.access"):
+    for chatty in (
+        "celery.worker.strategy",
+        "celery.app.trace",
+        "alembic",
+        "kombu",
+        "flower.inspector",
+        "tornado.access",
+    ):
         logging.getLogger(chatty).setLevel("WARNING")

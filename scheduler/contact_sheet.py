@@ -41,7 +41,7 @@ def make_contact_sheet(images: Iterable[bytes | Path], destination: Path, *, tit
     height = HEADER + rows * (CELL[1] + GAP) - GAP + FOOTER
     sheet = Image.new("RGB", (width, height), BACKGROUND)
     shown = sum(thumbnail is not None for thumbnail in thumbnails)
-    _write_header(sheet, title, f"{shown} image{'' if shown == 1 else 's'}")
+    _write_header(sheet, title, f"{shown} shown")
     mask = _rounded(CELL)
     empty = Image.new("RGB", CELL, SURFACE)
     for index, thumbnail in enumerate(thumbnails):

@@ -27,7 +27,7 @@ ENDED = frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED})
 LOOK_SECONDS = 0.25
 PLAIN_SECONDS = 5
 WINDOW_SECONDS = 10
-WORKERLESS_SECONDS = 5
+WORKERLESS_SECONDS = 15
 DATABASE_AWAY_SECONDS_MAX = 60
 
 
@@ -44,8 +44,10 @@ def find_job(engine: Engine, job_id: int) -> dict[str, Any]:
     return job
 
 
-def follow(engine: Engine, job_id: int, *, stop: Callable[[], bool] | None = None) -> dict[str, Any]:
-    """Show a job's progress until it has ended, or ``stop`` says so; return its last report.
+def follow(
+    engine: Engine, job_id: int, *, stop: Callable[[Mapping[str, Any]], bool] = lambda _: False
+) -> dict[str, Any]:
+    """Show a job's progress until it has ended, or ``stop`` says so of its report; return the last report.
 
     Raises UnknownJobError; a database that is away is waited for.
     """
@@ -54,7 +56,7 @@ def follow(engine: Engine, job_id: int, *, stop: Callable[[], bool] | None = Non
         while True:
             job = watched.look()
             display.show(job, watched.status(job), watched.pace(job))
-            if job["status"] in ENDED or (stop is not None and stop()):
+            if job["status"] in ENDED or stop(job):
                 return job
             time.sleep(LOOK_SECONDS)
 

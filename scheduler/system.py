@@ -3,7 +3,7 @@
 Decides nothing about the job; whatever ends the command, what is under way is handed back first.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +33,19 @@ class InterruptedJobError(Exception):
         self.job = job
 
 
+class BlockedJobError(Exception):
+    """The account cannot pay for the rest of the job; ``job`` is its report."""
+
+    def __init__(self, job: Mapping[str, Any]) -> None:
+        super().__init__(f"Job {job['id']} is blocked")
+        self.job = job
+
+
+def stuck(job: Mapping[str, Any]) -> bool:
+    """Whether a job is blocked and nothing of it is under way any more."""
+    return job["blocked_reason"] is not None and not job["active_chunks"] and not job["credits"]["held"]
+
+
 @dataclass(slots=True)
 class System:
     """What a command can do while the system runs. ``settings`` have both URLs."""
@@ -45,12 +58,15 @@ class System:
     def follow(self, job_id: int) -> dict[str, Any]:
         """Show the job's progress until it has ended, and return its report.
 
-        Raises PartError, or InterruptedJobError when a signal came first.
+        Raises PartError, BlockedJobError when the account cannot pay for the rest, or InterruptedJobError when
+        a signal came first.
         """
         self.interrupts.gentle = True
-        job = follow(self.engine, job_id, stop=self.interrupts.stop.is_set)
+        job = follow(self.engine, job_id, stop=lambda job: self.interrupts.stop.is_set() or stuck(job))
         if job["status"] in ENDED:
             return job
+        if not self.interrupts.stop.is_set():
+            raise BlockedJobError(job)
         self.parts.stop()
         if not self.interrupts.interrupted and self.parts.failure is not None:
             raise PartError(self.parts.failure)

@@ -61,5 +61,6 @@ class Transfers:
         while self._waiting and not self._stopping:
             candidate = self._waiting.popleft()
             self._running[candidate.position] = candidate
-            self.outcomes.append(await self._crawl(candidate))
+            outcome = await self._crawl(candidate)
+            self.outcomes.append(outcome)  # Not in one line: ``take`` may give away the list meanwhile.
             del self._running[candidate.position]

@@ -244,7 +244,11 @@ def draw_sheet(findings: Findings, path: Path) -> None:
 
     stored = sum(len(body) for body in findings.files.values())
     try:
-        make_contact_sheet(findings.files.values(), path, title=f"Pixtrawl demo, {size(stored)} collected")
+        make_contact_sheet(
+            findings.files.values(),
+            path,
+            title=f"Pixtrawl demo: {len(findings.files)} images, {size(stored)}",
+        )
     except OSError as error:
         say(f"The contact sheet could not be written to {path}: {error.strerror}.")
     else:

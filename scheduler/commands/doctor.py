@@ -198,14 +198,15 @@ def check_company(engine: Engine) -> Iterator[Check]:
 
 def check_redis(settings: Settings) -> Check:
     """Redis: there, of a supported version, and never dropping a message for another."""
+    from kombu import Connection
     from kombu.exceptions import OperationalError
     from redis.exceptions import RedisError
 
-    from worker.app import app
+    from worker.app import configuration
 
-    app.settings = settings
+    options = configuration(settings)["broker_transport_options"]
     try:
-        with app.connection_for_read() as connection:
+        with Connection(settings.broker_url, transport_options=options) as connection:
             connection.ensure_connection(max_retries=1, interval_start=0)
             client = connection.default_channel.client  # type: ignore[attr-defined] # kombu's Redis channel.
             version = str(client.info("server")["redis_version"])

@@ -8,13 +8,17 @@ from typing import Any
 
 import click
 
-from models.jobs import JobStatus
+from models.jobs import BlockedReason, JobStatus
 from models.settings import Settings, read_settings
 from scheduler.commands.options import json_option
 from scheduler.printing import counted, print_json, print_rich, state
 
 FAILED = 1
 INTERRUPTED = 130
+WAY_OUT = {
+    BlockedReason.OUT_OF_CREDITS: "Add credits with `pixtrawl credits grant`.",
+    BlockedReason.MONTHLY_LIMIT: "Wait for the next month, or have the account's monthly limit raised.",
+}
 
 
 @click.command()
@@ -62,7 +66,7 @@ def crawl(
     """Submit or resume, follow, and print what became of it; returns the exit code."""
     from scheduler.enqueue import submit
     from scheduler.progress import ENDED, find_job, summary
-    from scheduler.system import InterruptedJobError, PartError, running
+    from scheduler.system import BlockedJobError, InterruptedJobError, PartError, running
 
     try:
         with running(settings, concurrency, say) as system:
@@ -83,6 +87,11 @@ def crawl(
                 print_rich(summary(job))
     except PartError as error:
         say(f"pixtrawl: {error}")
+        return FAILED
+    except BlockedJobError as error:
+        if as_json:
+            print_json(error.job)
+        say(f"{describe(error.job)} {WAY_OUT[error.job['blocked_reason']]} The same command resumes it.")
         return FAILED
     except InterruptedJobError as error:
         if as_json:

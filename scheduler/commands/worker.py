@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import sys
+import warnings
 from contextlib import ExitStack
 from functools import partial
 
@@ -67,6 +68,7 @@ def run_worker(settings: Settings, concurrency: int) -> int:
     Not through Celery's command line: that obeys variables of any name that a user may have (APP, BROKER_URL)
     and puts the current folder first in the path. Everything of ours is imported before Celery could do so.
     """
+    from celery.exceptions import SecurityWarning
     from celery.signals import worker_shutting_down
 
     import worker.tasks  # noqa: F401 - the tasks and what a child opens register themselves.
@@ -75,6 +77,8 @@ def run_worker(settings: Settings, concurrency: int) -> int:
 
     app.settings = settings
     configure_logs(settings)
+    # It warns root of pickled messages; ours are JSON, and are refused otherwise.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
     os.chdir("/")
     asked_by: list[str] = []
 

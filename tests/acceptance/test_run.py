@@ -14,6 +14,7 @@ from models.members import create_local_profile
 from scheduler.cli import main
 from scheduler.devstack import Layout
 from tests.support.crawling import check_books
+from tests.support.factories import create_profile
 from tests.support.processes import Command, call, environment, part_of, processes_of, until
 from tests.support.site import Site
 
@@ -104,6 +105,19 @@ def test_what_cannot_be_crawled_is_refused_before_anything_starts(
         assert words in captured.err
         assert captured.out == ""
     assert not home.exists()
+
+
+def test_run_ends_when_the_credits_do(site, home, tmp_path, services, database_url, session) -> None:
+    """With credits for three of five images, three are collected and paid for, and the way out is said."""
+    create_profile(session, "poor@example.invalid", balance=3, commit=True)
+    shell = environment(
+        home, database_url=database_url, redis_url=services.redis_url, user="poor@example.invalid"
+    )
+    site.write_list(tmp_path / "urls.txt", free=5, held=0, missing=0)
+    run = call(tmp_path, shell, "run", "urls.txt", "--out", "pictures")
+    assert run.process.returncode == 1, run.errors
+    assert "blocked: out of credits: 3 images accepted. Add credits with" in run.errors
+    assert stored(tmp_path) == 3
 
 
 @needs_proc

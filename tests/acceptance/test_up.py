@@ -51,7 +51,7 @@ def test_up_serves_other_terminals_and_replaces_what_dies(tmp_path) -> None:
 
 def check_flower(address: str, credentials: tuple[str, str]) -> None:
     """Strangers see nothing; the owner sees the worker."""
-    with httpx.Client(base_url=address, trust_env=False) as client:
+    with httpx.Client(base_url=address, trust_env=False, timeout=30) as client:
         assert client.get("/workers").status_code == 401
         assert client.get("/workers", auth=("pixtrawl", "wrong")).status_code == 401
         until(lambda: "worker-" in client.get("/workers", auth=credentials).text, "the worker in Flower")

@@ -7,7 +7,13 @@ from dataclasses import dataclass, replace
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from sqlalchemy import Engine
 from sqlalchemy.exc import IntegrityError
 
@@ -17,7 +23,7 @@ from models.database import transaction
 from models.ending import drain_cancelled, drain_paused, rescue_chunk
 from models.job_lifecycle import cancel_job, close_job, pause_job, resume_job, unblock_jobs
 from models.jobs import BlockedReason
-from models.lifecycle import Fence, StartedChunk, checkpoint_chunk, hand_back_chunk, settle_chunk
+from models.lifecycle import Fence, checkpoint_chunk, hand_back_chunk, settle_chunk
 from models.outcomes import Candidate, Outcome, Reason
 from models.queueing import Message, publish_again
 from tests.support.crawling import (
@@ -238,6 +244,7 @@ class Operations(RuleBasedStateMachine):
 
     @rule(amount=st.integers(1, 9))
     def grant(self, amount: int) -> None:
+        """The user gets more credits."""
         with transaction(self.engine) as session:
             grant(session, self.jobs[0].user_id, amount, description="More")
             unblock_jobs(session)
@@ -245,23 +252,28 @@ class Operations(RuleBasedStateMachine):
     @precondition(lambda self: len(self.jobs) < 3)
     @rule(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=3), unit_price=st.integers(1, 3))
     def submit(self, sizes: list[int], unit_price: int) -> None:
+        """The user submits another job."""
         self.jobs.append(new_job(self.engine, sizes, owner=self.jobs[0], unit_price=unit_price))
 
     @rule(limit=st.integers(1, 4))
     def dispatch(self, limit: int) -> None:
+        """The scheduler queues what is ready."""
         self.messages += queue_ready(self.engine, limit)
 
     @precondition(lambda self: self.messages)
     @rule(choice=CHOICE, worker=st.sampled_from(["a@test", "b@test"]))
     def start(self, choice: int, worker: str) -> None:
+        """A worker takes a message, new or old."""
         chunk = start(self.engine, self.messages[-1 - choice % min(4, len(self.messages))], worker)
         if chunk is not None:
             self.runs.append(Run(chunk.fence, list(chunk.candidates)))
 
     def pick(self, choice: int) -> Run:
+        """One of the latest runs, owned or not."""
         return self.runs[-1 - choice % min(4, len(self.runs))]
 
     def outcomes(self, run: Run, kinds: list[str]) -> list[Outcome]:
+        """An outcome of each kind for the next candidates of a run."""
         return [
             refused(candidate.position, kind)
             if isinstance(kind, Reason)
@@ -272,6 +284,7 @@ class Operations(RuleBasedStateMachine):
     @precondition(lambda self: self.runs)
     @rule(choice=CHOICE, kinds=OUTCOMES)
     def checkpoint(self, choice: int, kinds: list[str]) -> None:
+        """A worker commits some outcomes."""
         run = self.pick(choice)
         outcomes = self.outcomes(run, kinds)
         with transaction(self.engine) as session:
@@ -284,9 +297,11 @@ class Operations(RuleBasedStateMachine):
     @precondition(lambda self: self.runs)
     @rule(choice=CHOICE, kinds=OUTCOMES)
     def settle(self, choice: int, kinds: list[str]) -> None:
+        """A worker ends its chunk."""
         self.settle_run(self.pick(choice), kinds)
 
     def settle_run(self, run: Run, kinds: list[str]) -> None:
+        """All that is left gets an outcome."""
         outcomes = self.outcomes(run, kinds + ["alone"] * len(run.left))
         with transaction(self.engine) as session:
             assert (settle_chunk(session, run.fence, outcomes) is not None) == run.owned
@@ -295,6 +310,7 @@ class Operations(RuleBasedStateMachine):
     @precondition(lambda self: self.runs)
     @rule(choice=CHOICE, kinds=OUTCOMES)
     def hand_back(self, choice: int, kinds: list[str]) -> None:
+        """A worker leaves."""
         run = self.pick(choice)
         with transaction(self.engine) as session:
             outcomes = self.outcomes(run, kinds)
@@ -304,6 +320,7 @@ class Operations(RuleBasedStateMachine):
     @precondition(lambda self: any(run.owned for run in self.runs))
     @rule(choice=CHOICE)
     def rescue(self, choice: int) -> None:
+        """A worker was silent for too long."""
         owned = [run for run in self.runs if run.owned]
         lost = owned[choice % len(owned)]
         expire_lease(self.engine, lost.fence.chunk_id)
@@ -315,6 +332,7 @@ class Operations(RuleBasedStateMachine):
 
     @rule(choice=CHOICE)
     def pause(self, choice: int) -> None:
+        """The user pauses a job."""
         with transaction(self.engine) as session:
             job = self.jobs[choice % len(self.jobs)]
             if pause_job(session, job.id):
@@ -322,12 +340,14 @@ class Operations(RuleBasedStateMachine):
 
     @rule()
     def resume(self) -> None:
+        """The user resumes every job."""
         with transaction(self.engine) as session:
             for job in self.jobs:
                 resume_job(session, job.id)
 
     @rule(choice=CHOICE)
     def cancel(self, choice: int) -> None:
+        """The user cancels a job, now and then."""
         with transaction(self.engine) as session:
             job = self.jobs[choice % len(self.jobs)]
             if choice % 3 == 0 and cancel_job(session, job.id):
@@ -335,17 +355,20 @@ class Operations(RuleBasedStateMachine):
 
     @rule()
     def close(self) -> None:
+        """The scheduler ends what is done."""
         with transaction(self.engine) as session:
             while close_job(session) is not None:
                 pass
 
     @rule()
     def pass_month(self) -> None:
+        """A month begins."""
         self.months += 1
         pass_month(self.engine, self.months)
 
     @invariant()
     def books_agree(self) -> None:
+        """No rule of the promise is broken."""
         check_books(self.engine)
 
     def teardown(self) -> None:

@@ -180,24 +180,27 @@ def test_the_same_bytes_are_one_image_of_a_job(engine):
 
 
 def test_the_same_bytes_in_two_transactions_at_once(engine):
-    """Two workers that store the same 200 pictures in opposite order get 200 images, without a deadlock."""
-    job = new_job(engine, [200] * 2)
+    """Two workers that store the same thousand pictures in opposite order get each once, without a deadlock."""
+    new_job(engine, [1000] * 2, balance=2000)
     chunks = [start_next(engine, "a@test"), start_next(engine, "b@test")]
     outcomes = [
-        [accepted(place, place) for place in range(200)],
-        [accepted(place, place - 200) for place in range(399, 199, -1)],
+        [accepted(place, place) for place in range(1000)],
+        [accepted(place, place - 1000) for place in range(1999, 999, -1)],
     ]
     together = threading.Barrier(2)
 
-    def settle(number: int) -> Tally | None:
-        with transaction(engine) as session:
+    def wait_for_both(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "INSERT INTO images" in statement:
             together.wait(10)
-            return settle_chunk(session, chunks[number].fence, outcomes[number])
 
+    event.listen(engine, "before_cursor_execute", wait_for_both)
     with ThreadPoolExecutor(2) as threads:
-        tallies = list(threads.map(settle, range(2)))
-    assert sum(tally.accepted for tally in tallies if tally) == 200
-    assert read_job(engine, job.id)["failures"] == {"duplicate": 200}
+        tallies = list(
+            threads.map(lambda n: write(engine, settle_chunk, chunks[n].fence, outcomes[n]), range(2))
+        )
+    assert sum(tally.accepted for tally in tallies if tally) == 1000
+    [job] = query(engine, "SELECT failures FROM crawl_jobs")
+    assert job == ({"duplicate": 1000},)
     check_books(engine)
 
 
@@ -289,7 +292,7 @@ def test_a_parked_chunk_waits_until_it_is_available(engine):
 
 
 def test_lost_leases_in_a_row_fail_a_chunk(engine):
-    """One lease too many without an outcome fails the rest as worker_lost; any new outcome starts the count anew."""
+    """One lease too many without an outcome fails the rest as worker_lost; an outcome starts the count anew."""
     job = new_job(engine, [5])
 
     def lose() -> bool:

@@ -1,5 +1,6 @@
 """Parts of a command: started again when they die, stopped with it, and gone however it ends."""
 
+import fcntl
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ from scheduler import parts
 from scheduler.devstack import Layout
 from scheduler.interrupts import Interrupts
 from scheduler.parts import Parts
-from tests.support.processes import Command, environment, until
+from tests.support.processes import Command, environment, processes_of, until
 
 PROGRAMS = {
     # Runs until told to leave, and leaves with its command.
@@ -58,7 +59,7 @@ def settings(tmp_path, monkeypatch):
     folder.mkdir()
     for name, text in PROGRAMS.items():
         (folder / f"{name}.py").write_text(text)
-    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
     monkeypatch.setattr(parts, "RESTART_SECONDS", (0.05,))
     return Settings(home=tmp_path / "home")
 
@@ -142,15 +143,11 @@ def test_kill_9_of_the_command_ends_every_part(settings, tmp_path) -> None:
 
 def steady_left(settings: Settings) -> list[str]:
     """Processes that run the steady program for this home."""
-    from tests.support.processes import processes_of
-
     return [words for words in processes_of(settings.home).values() if "-m steady" in words]
 
 
-def test_a_part_keeps_the_services_of_a_command_that_was_killed(settings, services, tmp_path) -> None:
+def test_a_part_keeps_the_services_of_a_command_that_was_killed(settings) -> None:
     """Parts share the users' lock: as long as one lives, nobody can take it exclusively."""
-    import fcntl
-
     layout = Layout(settings.home)
     layout.run.mkdir(parents=True)
     with Parts(settings, lambda _: None, home=settings.home) as running:

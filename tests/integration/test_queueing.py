@@ -89,9 +89,7 @@ def test_only_ready_chunks_of_running_jobs_are_claimed(engine):
         parked=parked,
         ready=ready,
     )
-    change(
-        engine, "UPDATE job_chunks SET status = 'processing', queued_at = NULL WHERE id = :id", id=started
-    )
+    change(engine, "UPDATE job_chunks SET status = 'processing', queued_at = NULL WHERE id = :id", id=started)
     change(
         engine,
         "UPDATE job_chunks SET status = 'completed', failed = size, queued_at = NULL WHERE id = :id",
@@ -102,7 +100,11 @@ def test_only_ready_chunks_of_running_jobs_are_claimed(engine):
         pause_job(session, others[0].id)
         cancel_job(session, others[1].id)
         block_job(session, others[2].id, BlockedReason.OUT_OF_CREDITS)
-    change(engine, "UPDATE crawl_jobs SET status = 'failed', completed_at = now() WHERE id = :id", id=others[3].id)
+    change(
+        engine,
+        "UPDATE crawl_jobs SET status = 'failed', completed_at = now() WHERE id = :id",
+        id=others[3].id,
+    )
     assert claim(engine) == [ready]
     change(engine, "UPDATE job_chunks SET available_at = now() WHERE id = :id", id=parked)
     assert claim(engine) == [parked, ready]

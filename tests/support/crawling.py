@@ -155,7 +155,9 @@ def read_chunk(engine: Engine, chunk_id: int) -> dict[str, Any]:
 
 def balance_of(engine: Engine, job: NewJob) -> int:
     """Credits that the job's owner is free to spend."""
-    return int(query(engine, "SELECT current_balance FROM credit_accounts WHERE id = :id", id=job.account_id)[0][0])
+    return int(
+        query(engine, "SELECT current_balance FROM credit_accounts WHERE id = :id", id=job.account_id)[0][0]
+    )
 
 
 # Each query selects what breaks a rule: {rule: query}. Nothing may come back, whatever happened before.
@@ -210,7 +212,8 @@ RULES = {
         SELECT j.id FROM crawl_jobs j
         WHERE j.completed_at IS NOT NULL AND j.valid_images + j.failed_images <> j.total_images""",
     "a day's usage = the images and their bytes": """
-        SELECT m.user_id, m.images_processed FROM usage_metrics m WHERE (m.images_processed, m.storage_used_bytes) <> (
+        SELECT m.user_id, m.images_processed FROM usage_metrics m
+        WHERE (m.images_processed, m.storage_used_bytes) <> (
             SELECT count(*), coalesce(sum(i.file_size), 0) FROM images i JOIN crawl_jobs j ON j.id = i.crawl_job_id
                 JOIN projects p ON p.id = j.project_id WHERE p.user_id = m.user_id)""",
 }
