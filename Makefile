@@ -34,4 +34,4 @@ lock: ## Resolve pyproject.toml again into the hash-pinned files (needs uv)
 	uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt
 
 clean: ## Remove what was made here (not your PIXTRAWL_HOME)
-	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) .venv-bench .mypy_cache .ruff_cache .hypothesis build dist

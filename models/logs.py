@@ -7,6 +7,17 @@ import structlog
 
 from models.settings import Settings
 
+CHATTY = {
+    "PIL": "INFO",
+    "alembic": "WARNING",
+    "celery.app.trace": "WARNING",
+    "celery.worker.strategy": "WARNING",
+    "flower.inspector": "ERROR",
+    "kombu": "WARNING",
+    "tornado.access": "WARNING",
+}
+"""Libraries that say at a lower level what nobody needs to read."""
+
 
 def configure_logs(settings: Settings) -> None:
     """Send structlog's and the standard library's records through one formatter to standard error."""
@@ -41,12 +52,5 @@ def configure_logs(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())
-    for chatty in (
-        "celery.worker.strategy",
-        "celery.app.trace",
-        "alembic",
-        "kombu",
-        "flower.inspector",
-        "tornado.access",
-    ):
-        logging.getLogger(chatty).setLevel("WARNING")
+    for name, level in CHATTY.items():
+        logging.getLogger(name).setLevel(level)
