@@ -35,7 +35,10 @@ class Hold:
 GRANT = text("""
 WITH account AS (
     UPDATE credit_accounts SET current_balance = current_balance + :amount, updated_at = now()
-    WHERE user_id = :user_id RETURNING id, user_id, current_balance)
+    WHERE user_id = :user_id AND current_balance + CAST(:amount AS bigint) + (
+        SELECT coalesce(sum(held), 0) FROM credit_transactions t
+        WHERE t.account_id = credit_accounts.id AND t.type = 'usage' AND t.status = 'pending') <= :most
+    RETURNING id, user_id, current_balance)
 INSERT INTO credit_transactions
     (account_id, user_id, type, description, amount, balance_after, status, settled_at)
 SELECT id, user_id, :type, :description, :amount, current_balance, 'completed', now() FROM account
@@ -53,12 +56,17 @@ def grant(
 ) -> int:
     """Add ``amount`` credits to a user's account and return the new balance.
 
-    Raises CreditError when the user has no account.
+    Raises CreditError when the user has no account, or when it would have more than CREDITS_MAX, open holds
+    included.
     """
-    parameters = {"user_id": user_id, "amount": amount, "type": kind.value, "description": description}
+    parameters: dict[str, object] = {"user_id": user_id, "amount": amount, "type": kind.value}
+    parameters |= {"description": description, "most": CREDITS_MAX}
     balance = session.execute(GRANT, parameters).scalar_one_or_none()
     if balance is None:
-        raise CreditError(f"Profile {user_id} has no credit account.")
+        raise CreditError(
+            f"Profile {user_id} has no credit account that can take {amount:,} credits: "
+            f"an account holds {CREDITS_MAX:,} at most."
+        )
     return int(balance)
 
 

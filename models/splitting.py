@@ -4,7 +4,7 @@ Each takes a Session and never commits. A crash repeats a step; the guard on ``s
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,16 +42,18 @@ SPLITTABLE = text(f"""
 SELECT j.id, j.source_kind, j.source, j.source_step, j.source_cursor, j.source_position, j.priority,
     j.total_chunks, wanted
 FROM crawl_jobs j CROSS JOIN LATERAL (SELECT j.max_images - j.source_position + j.failed_images AS wanted) w
-WHERE {UNENDED_SOURCE} AND j.paused_at IS NULL AND wanted > 0
+WHERE {UNENDED_SOURCE} AND j.paused_at IS NULL AND wanted > 0 AND j.id <> ALL(CAST(:skip AS int[]))
     AND (j.source_state = 'splitting' OR wanted >= :top_up_min
         OR j.source_position = j.valid_images + j.failed_images)
 ORDER BY j.priority DESC, j.id LIMIT :limit
 """)
 
 
-def splittable_jobs(session: Session, limit: int = 50) -> list[SplittableJob]:
-    """Jobs that want candidates: until accepted and unresolved ones together reach ``max_images``."""
-    rows = session.execute(SPLITTABLE, {"limit": limit, "top_up_min": TOP_UP_MIN})
+def splittable_jobs(session: Session, limit: int = 50, skip: Collection[int] = ()) -> list[SplittableJob]:
+    """Jobs that want candidates, without those to ``skip``: until accepted and unresolved ones together reach
+    ``max_images``.
+    """
+    rows = session.execute(SPLITTABLE, {"limit": limit, "top_up_min": TOP_UP_MIN, "skip": list(skip)})
     return [SplittableJob(row.id, SourceKind(row.source_kind), *row[2:]) for row in rows]
 
 

@@ -5,8 +5,10 @@ nothing more, so a second leader can do no harm.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import structlog
 from sqlalchemy import Connection, text
@@ -18,9 +20,12 @@ from models.settings import Settings
 LOCK = 0x70697874  # "pixt"
 STANDBY_SECONDS = 1.0
 IDLE_SECONDS_MAX = 8
+PING_SECONDS = 2
 
 log = structlog.get_logger()
+Result = TypeVar("Result")
 
+PING = text("SELECT")
 TRY_LOCK = text("SELECT pg_try_advisory_lock(:key)")
 
 
@@ -36,6 +41,15 @@ class Leader:
         """One transaction on the leader's connection."""
         with Session(self.connection, expire_on_commit=False) as session, session.begin():
             yield session
+
+    def meanwhile(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Call something that may be slow and needs no transaction, and keep the session alive meanwhile."""
+        with ThreadPoolExecutor(1) as thread:
+            call = thread.submit(function, *arguments)
+            while not wait([call], PING_SECONDS).done:
+                with self.transaction() as session:
+                    session.execute(PING)
+            return call.result()
 
 
 @contextmanager

@@ -41,17 +41,18 @@ class Splitter:
 
     def split(self) -> bool:
         """One step of every job that wants candidates; whether anything was split."""
-        with self.leader.transaction() as session:
-            jobs = splittable_jobs(session)
         now = time.monotonic()
-        steps = [self.step(job) for job in jobs if self.retry_at.get(job.id, 0) <= now]
+        self.retry_at = {job_id: at for job_id, at in self.retry_at.items() if at > now}
+        with self.leader.transaction() as session:
+            jobs = splittable_jobs(session, skip=self.retry_at)
+        steps = [self.step(job) for job in jobs]
         return any(steps)
 
     def step(self, job: SplittableJob) -> bool:
         """Source step k → k + 1 and its chunks; whether it was written."""
         try:
-            candidates, cursor, exhausted = read_step(
-                self.store, job.source, job.cursor, min(job.wanted, STEP_CANDIDATES)
+            candidates, cursor, exhausted = self.leader.meanwhile(
+                read_step, self.store, job.source, job.cursor, min(job.wanted, STEP_CANDIDATES)
             )
         except (StoreError, LookupError, TypeError) as error:
             log.error("source_unreadable", job=job.id, error=repr(error))  # noqa: TRY400 - not a bug of ours

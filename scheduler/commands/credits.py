@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from models.credits import CREDITS_MAX, grant
+from models.credits import CREDITS_MAX, CreditError, grant
 from models.database import transaction
 from models.members import find_user
 from models.reports import account_report, credit_history
@@ -44,12 +44,13 @@ def grant_(amount: int, user: str | None, reason: str, as_json: bool) -> None:
     """Add credits to an account. Jobs that wait for credits go on by themselves."""
     with open_database() as (settings, engine), transaction(engine) as session:
         email = user or settings.user
-        account = _found(account_report(session, email), email)
-        if account["balance"] + account["held"] + amount > CREDITS_MAX:
-            raise click.ClickException(f"An account holds at most {count(CREDITS_MAX)} credits.")
+        _found(account_report(session, email), email)
         user_id = find_user(session, email)
         if user_id is not None:
-            grant(session, user_id, amount, description=reason)
+            try:
+                grant(session, user_id, amount, description=reason)
+            except CreditError as error:
+                raise click.UsageError(str(error)) from None
         account = _found(account_report(session, email), email)
     if as_json:
         print_json(account)

@@ -18,7 +18,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import IntegrityError
 
 from models.accounts import TransactionType
-from models.credits import CreditError, Hold, grant, hold, settle, spendable
+from models.credits import CREDITS_MAX, CreditError, Hold, grant, hold, settle, spendable
 from models.database import transaction
 from models.ending import drain_cancelled, drain_paused, rescue_chunk
 from models.job_lifecycle import cancel_job, close_job, pause_job, resume_job, unblock_jobs
@@ -98,6 +98,15 @@ def test_a_grant_is_one_line_of_the_ledger(engine):
     with transaction(engine) as session, pytest.raises(CreditError, match="has no credit account"):
         grant(session, uuid.uuid4(), 7, description="Nobody's")
     check_books(engine)
+
+
+def test_an_account_never_holds_more_than_fits(engine):
+    """A grant that would overflow the balance once open holds come back is refused, and changes nothing."""
+    job = new_job(engine, balance=10)
+    with pytest.raises(CreditError, match="2,147,483,647 at most"), transaction(engine) as session:
+        grant(session, job.user_id, CREDITS_MAX - 9, description="Too many")
+    with transaction(engine) as session:
+        assert grant(session, job.user_id, CREDITS_MAX - 10, description="Just enough") == CREDITS_MAX
 
 
 def test_a_settlement_charges_what_was_accepted_and_gives_back_the_rest(engine):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from models.credits import grant
 from models.database import transaction
@@ -70,6 +70,17 @@ def leader(settings: Settings) -> Iterator[Leader]:
 def store(settings: Settings) -> Store:
     """The store of the settings."""
     return open_store(settings.store)
+
+
+def test_slow_work_does_not_cost_the_session(settings, monkeypatch):
+    """A leader that waits for a store longer than its session may be idle is still the leader."""
+    monkeypatch.setattr("scheduler.leader.IDLE_SECONDS_MAX", 1)
+    monkeypatch.setattr("scheduler.leader.PING_SECONDS", 0.2)
+    with leadership(settings, threading.Event()) as leader:
+        assert leader is not None
+        assert leader.meanwhile(threading.Event().wait, 2.5) is False
+        with leader.transaction() as session:
+            assert session.execute(text("SELECT 7")).scalar_one() == 7
 
 
 def set_slots(engine: Engine, slots: int, *, seconds_ago: int = 0) -> None:
