@@ -15,7 +15,7 @@ demo: venv ## Crawl a local site of generated photographs through the whole syst
 	@$(BIN)/pixtrawl demo
 
 test: venv ## Run all tests on real PostgreSQL, Valkey, Celery workers and HTTP servers
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2
 
 check: venv ## Run ruff, mypy and the import arrows
 	@$(BIN)/ruff check .
