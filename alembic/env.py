@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from alembic import context
 from models import Base
-from models.database import make_engine
+from models.database import make_engine, masked
 from models.settings import SettingsError, read_settings
 
 # The key is this project's own within its database: no other advisory lock of the project may use it.
@@ -67,7 +67,7 @@ def connected() -> Iterator[Connection]:
         if not on_command_line:
             raise
         # An operator reads what the server said; the statement and its stack would bury it.
-        raise CommandError(f"{engine.url.render_as_string()}: {str(error.orig).strip()}") from None
+        raise CommandError(f"{masked(engine.url)}: {str(error.orig).strip()}") from None
     finally:
         engine.dispose()
 

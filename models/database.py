@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
@@ -34,14 +34,25 @@ class SchemaError(Exception):
     """The database is at another revision than this program. The message says what to run."""
 
 
-def make_engine(url: str, *, pool_size: int = 1, application_name: str = "pixtrawl", **limits: str) -> Engine:
-    """Engine whose sessions carry SESSION_LIMITS, overridden or extended by ``limits`` (``name="10s"``)."""
+def make_engine(
+    url: str,
+    *,
+    pooled: bool = True,
+    pool_size: int = 1,
+    application_name: str = "pixtrawl",
+    **limits: str,
+) -> Engine:
+    """Engine whose sessions carry SESSION_LIMITS, overridden or extended by ``limits`` (``name="10s"``).
+
+    Without a pool every connection is closed after its use: none is there for a fork to inherit.
+    """
     options = " ".join(f"-c {name}={value}" for name, value in (SESSION_LIMITS | limits).items())
+    pool: dict[str, Any] = {"poolclass": NullPool}
+    if pooled:
+        pool = {"pool_size": pool_size, "max_overflow": 2, "pool_pre_ping": True}
     return create_engine(
         url,
-        pool_size=pool_size,
-        max_overflow=2,
-        pool_pre_ping=True,
+        **pool,
         connect_args={
             "options": options,
             "application_name": application_name,
@@ -49,6 +60,12 @@ def make_engine(url: str, *, pool_size: int = 1, application_name: str = "pixtra
             **KEEPALIVES,
         },
     )
+
+
+def masked(url: URL) -> str:
+    """A URL that may be shown: without its password, which libpq also takes from the query."""
+    secret = {name: "hidden" for name in url.query if name in {"password", "sslpassword"}}
+    return url.update_query_dict(secret).render_as_string()
 
 
 @contextmanager
@@ -136,13 +153,6 @@ def ping(url: str) -> str:
             return str(version).split()[0]
     except DBAPIError as error:
         reason = str(error.orig).strip().splitlines()[0] if error.orig else str(error)
-        raise UnreachableError(
-            f"PostgreSQL is not reachable at {engine.url.render_as_string()}: {reason}"
-        ) from None
+        raise UnreachableError(f"PostgreSQL is not reachable at {masked(engine.url)}: {reason}") from None
     finally:
         engine.dispose()
-
-
-def forget_connections(engine: Engine) -> None:
-    """Drop connections inherited over a fork without closing the parent's sockets."""
-    engine.dispose(close=False)

@@ -92,16 +92,20 @@ def drain_cancelled(session: Session, job_id: int, limit: int = 200) -> int:
 
 
 UNQUEUE_PAUSED = text("""
-WITH queued AS (
-    SELECT id FROM job_chunks WHERE job_id = :job_id AND status = 'pending' AND queued_at IS NOT NULL
+WITH held AS (
+    SELECT id FROM job_chunks WHERE job_id = :job_id AND status = 'pending' AND id IN (
+        SELECT chunk_id FROM credit_transactions
+        WHERE job_id = :job_id AND type = 'usage' AND status = 'pending')
     ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED)
-UPDATE job_chunks c SET queued_at = NULL, updated_at = now() FROM queued WHERE c.id = queued.id
+UPDATE job_chunks c SET queued_at = NULL, updated_at = now() FROM held WHERE c.id = held.id
 RETURNING c.id, c.accepted
 """)
 
 
 def drain_paused(session: Session, job_id: int, limit: int = 200) -> int:
-    """queued → pending, holds settled: a batch of one paused job. Returns how many chunks left the queue."""
+    """queued → pending, holds settled: a batch of one paused job; so are holds of chunks that came back from a
+    worker. Returns how many holds were settled.
+    """
     chunks = session.execute(UNQUEUE_PAUSED, {"job_id": job_id, "limit": limit}).all()
     for chunk_id, accepted in chunks:
         settle(session, chunk_id, accepted)

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from models.credits import PERIOD
 from models.jobs import BlockedReason, JobStatus, SourceKind
 from models.notifications import NotificationType
+from models.queueing import LIVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,9 @@ def create_job(session: Session, request: JobRequest, store_root: str, *, folder
 
 
 CANCEL = text("""
-UPDATE crawl_jobs SET cancelled_at = now(), updated_at = now()
+UPDATE crawl_jobs SET cancelled_at = now(), updated_at = now(),
+    status = CASE WHEN source_kind IS NULL THEN 'cancelled' ELSE status END,
+    completed_at = CASE WHEN source_kind IS NULL THEN now() END
 WHERE id = :job_id AND status IN ('pending', 'running') AND cancelled_at IS NULL RETURNING id
 """)
 PAUSE = text("""
@@ -79,7 +82,10 @@ RETURNING id
 
 
 def cancel_job(session: Session, job_id: int) -> bool:
-    """running → cancelling: nothing more is dispatched, workers stop, the scheduler drains and closes."""
+    """running → cancelling: nothing more is dispatched, workers stop, the scheduler drains and closes.
+
+    A job without a source was made by another service: nobody here would drain it, so it ends at once.
+    """
     return _change(session, CANCEL, job_id, "crawl_job.cancelled")
 
 
@@ -164,12 +170,21 @@ def unblock_jobs(session: Session) -> list[int]:
 
 STOPPED = text("""
 SELECT j.id, j.cancelled_at IS NOT NULL FROM crawl_jobs j
-WHERE j.status IN ('pending', 'running') AND (j.cancelled_at IS NOT NULL OR j.paused_at IS NOT NULL) ORDER BY j.id
+WHERE j.status IN ('pending', 'running') AND j.source_kind IS NOT NULL AND (
+    (j.cancelled_at IS NOT NULL
+        AND EXISTS (SELECT FROM job_chunks c WHERE c.job_id = j.id AND c.status = 'pending'))
+    OR (j.cancelled_at IS NULL AND j.paused_at IS NOT NULL AND j.id IN (
+        SELECT c.job_id FROM credit_transactions t JOIN job_chunks c ON c.id = t.chunk_id
+        WHERE t.type = 'usage' AND t.status = 'pending' AND c.status = 'pending')))
+ORDER BY j.id
 """)
+"""There are few open holds, so a thousand paused jobs cost one look at them."""
 
 
 def stopped_jobs(session: Session) -> list[tuple[int, bool]]:
-    """Jobs that are cancelled (True) or paused (False) and have not ended."""
+    """Jobs that are cancelled (True) and have a chunk that no worker has, or paused (False) and hold credits
+    for one.
+    """
     return [(job_id, cancelled) for job_id, cancelled in session.execute(STOPPED)]
 
 
@@ -212,13 +227,13 @@ def close_job(session: Session) -> int | None:
     return int(row.id)
 
 
-REFRESH_TASKS = text("""
+REFRESH_TASKS = text(f"""
 UPDATE crawl_jobs j SET task_ids = coalesce(live.ids, '[]')
 FROM crawl_jobs k LEFT JOIN (
     SELECT c.job_id, jsonb_agg(c.task_id ORDER BY c.id) AS ids FROM job_chunks c
-    WHERE c.status = 'processing' OR (c.status = 'pending' AND c.queued_at IS NOT NULL)
-    GROUP BY c.job_id) live ON live.job_id = k.id
-WHERE j.id = k.id AND k.status IN ('pending', 'running') AND j.task_ids <> coalesce(live.ids, '[]')
+    WHERE {LIVE} GROUP BY c.job_id) live ON live.job_id = k.id
+WHERE j.id = k.id AND k.status IN ('pending', 'running') AND k.source_kind IS NOT NULL
+    AND j.task_ids <> coalesce(live.ids, '[]')
 """)
 
 

@@ -185,6 +185,17 @@ UPDATE job_chunks SET status = 'pending', checkpoint = checkpoint + 1, accepted 
     available_at = CASE WHEN :seconds > 0 THEN now() + make_interval(secs => :seconds) END
 WHERE id = :chunk_id
 """)
+GIVE_UP = text("UPDATE job_chunks SET lease_until = now() WHERE id = :chunk_id")
+
+
+def give_up_chunk(session: Session, fence: Fence) -> Tally | None:
+    """processing → processing with a lease that ends now: the rescue takes the chunk and counts a lost lease."""
+    if not _lock(session, fence):
+        return None
+    session.execute(GIVE_UP, _guard(fence))
+    return Tally()
+
+
 LOCK = text("""
 SELECT FROM job_chunks
 WHERE id = :chunk_id AND attempt = :attempt AND checkpoint = :checkpoint AND status = 'processing'

@@ -56,8 +56,9 @@ CREATE_PROJECT = text("INSERT INTO projects (user_id, name) VALUES (:user_id, :n
 FIND_PROJECT = text("""
 SELECT j.id, j.name, p.id AS user_id, p.email, a.current_balance
 FROM projects j JOIN profiles p ON p.id = j.user_id LEFT JOIN credit_accounts a ON a.user_id = p.id
-WHERE j.status = 'active' AND (CAST(j.id AS text) = :project OR j.name = :project)
-ORDER BY CAST(j.id AS text) = :project DESC, p.email = :email DESC, j.id
+WHERE j.status = 'active'
+    AND (CAST(j.id AS text) = :project OR (j.name = :project AND p.email = :email))
+ORDER BY CAST(j.id AS text) = :project DESC, j.id
 LIMIT 1
 """)
 
@@ -68,7 +69,7 @@ def find_user(session: Session, email: str) -> uuid.UUID | None:
 
 
 def find_project(session: Session, project: str, email: str) -> Owner | None:
-    """The active project with this id, or with this name; one of ``email`` before those of others."""
+    """The active project with this id, whoever owns it (an operator's way), or ``email``'s own of this name."""
     row = session.execute(FIND_PROJECT, {"project": project, "email": email}).one_or_none()
     return None if row is None else Owner(*row)
 

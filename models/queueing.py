@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-LIVE = "(c.status = 'processing' OR (c.status = 'pending' AND c.queued_at IS NOT NULL))"
-READY = (
-    """c.status = 'pending' AND c.queued_at IS NULL AND (c.available_at IS NULL OR c.available_at <= now())"""
-)
-RUNNABLE = """j.status IN ('pending', 'running') AND j.blocked_reason IS NULL AND j.paused_at IS NULL
-    AND j.cancelled_at IS NULL"""
+LIVE = """((c.status = 'processing' AND c.lease_until IS NOT NULL)
+    OR (c.status = 'pending' AND c.queued_at IS NOT NULL))"""
+"""A chunk without a lease was never started by a worker of ours."""
+READY = """c.status = 'pending' AND c.queued_at IS NULL AND c.candidates IS NOT NULL
+    AND (c.available_at IS NULL OR c.available_at <= now())"""
+RUNNABLE = """j.status IN ('pending', 'running') AND j.source_kind IS NOT NULL AND j.blocked_reason IS NULL
+    AND j.paused_at IS NULL AND j.cancelled_at IS NULL"""
+"""A job without a source was made by another service and is left alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,14 @@ IN_FLIGHT = text(f"SELECT count(*) FROM job_chunks c WHERE {LIVE}")
 def chunks_in_flight(session: Session) -> int:
     """Chunks that are queued or processing, of all jobs."""
     return int(session.execute(IN_FLIGHT).scalar_one())
+
+
+QUEUED = text("SELECT count(*) FROM job_chunks WHERE status = 'pending' AND queued_at IS NOT NULL")
+
+
+def queued_chunks(session: Session) -> int:
+    """Chunks that wait for a worker to take their message."""
+    return int(session.execute(QUEUED).scalar_one())
 
 
 PUBLISH_AGAIN = text("""

@@ -12,9 +12,7 @@ from sqlalchemy import RowMapping, TextClause, text
 from sqlalchemy.orm import Session
 
 from models.credits import PERIOD
-
-WORKER_SILENT_SECONDS = 15
-"""A worker whose heartbeat is older is not counted as alive."""
+from models.workers import live_workers as live_workers  # noqa: PLC0414 - commands find their reports here
 
 JOB_COLUMNS = """
 SELECT j.id, j.name, p.id AS project_id, p.name AS project, u.email AS "user", j.status, j.blocked_reason,
@@ -118,16 +116,6 @@ def project_reports(session: Session, user: str | None = None) -> list[dict[str,
 def notification_reports(session: Session, email: str, limit: int) -> list[dict[str, Any]]:
     """The newest notifications of one user first."""
     return _reports(session, NOTIFICATIONS, {"email": email, "limit": limit})
-
-
-WORKERS = text("""
-SELECT count(*) FROM workers WHERE slots > 0 AND seen_at > now() - make_interval(secs => :seconds)
-""")
-
-
-def live_workers(session: Session) -> int:
-    """Workers that were heard of lately."""
-    return int(session.execute(WORKERS, {"seconds": WORKER_SILENT_SECONDS}).scalar_one())
 
 
 SAME_REQUEST = text("""

@@ -45,15 +45,22 @@ FROM crawl_jobs j CROSS JOIN LATERAL (SELECT j.max_images - j.source_position + 
 WHERE {UNENDED_SOURCE} AND j.paused_at IS NULL AND wanted > 0 AND j.id <> ALL(CAST(:skip AS int[]))
     AND (j.source_state = 'splitting' OR wanted >= :top_up_min
         OR j.source_position = j.valid_images + j.failed_images)
-ORDER BY j.priority DESC, j.id LIMIT :limit
+ORDER BY (j.priority, -j.id) >= (:priority, -:after), j.priority DESC, j.id LIMIT :limit
 """)
 
 
-def splittable_jobs(session: Session, limit: int = 50, skip: Collection[int] = ()) -> list[SplittableJob]:
+BEFORE_ALL = (11, 0)
+"""Stands before every (priority, job)."""
+
+
+def splittable_jobs(
+    session: Session, limit: int = 50, skip: Collection[int] = (), after: tuple[int, int] = BEFORE_ALL
+) -> list[SplittableJob]:
     """Jobs that want candidates, without those to ``skip``: until accepted and unresolved ones together reach
-    ``max_images``.
+    ``max_images``. They go round by priority and age, beginning behind ``after``, a (priority, job).
     """
-    rows = session.execute(SPLITTABLE, {"limit": limit, "top_up_min": TOP_UP_MIN, "skip": list(skip)})
+    parameters = {"limit": limit, "top_up_min": TOP_UP_MIN, "skip": list(skip)}
+    rows = session.execute(SPLITTABLE, parameters | {"priority": after[0], "after": after[1]})
     return [SplittableJob(row.id, SourceKind(row.source_kind), *row[2:]) for row in rows]
 
 
@@ -95,8 +102,9 @@ WHERE {UNENDED_SOURCE} AND j.valid_images >= j.max_images ORDER BY j.id LIMIT 1 
 """)
 ABANDONED = text("""
 SELECT j.id, j.source_position, j.total_images FROM crawl_jobs j
-WHERE j.source_state IN ('splitting', 'open') AND j.status IN ('pending', 'running')
-    AND j.cancelled_at IS NOT NULL ORDER BY j.id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
+WHERE j.source_kind IS NOT NULL AND j.source_state IN ('splitting', 'open')
+    AND j.status IN ('pending', 'running') AND j.cancelled_at IS NOT NULL
+ORDER BY j.id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
 """)
 END_SOURCE = text("""
 UPDATE crawl_jobs SET source_state = :state, source_position = total_images, updated_at = now() WHERE id = :job_id

@@ -22,11 +22,24 @@ class Worker(Base):
 
 
 LIVE_SECONDS = 15
-LIVE_SLOTS = text("""
-SELECT coalesce(sum(slots), 0) FROM workers WHERE seen_at > now() - make_interval(secs => :seconds)
+"""A worker whose heartbeat is older is not counted as alive."""
+LIVE = text("""
+SELECT count(*), coalesce(sum(slots), 0) FROM workers
+WHERE slots > 0 AND seen_at > now() - make_interval(secs => :seconds)
 """)
+
+
+def live_workers(session: Session) -> int:
+    """Workers seen in the last LIVE_SECONDS that run chunks."""
+    return _live(session)[0]
 
 
 def live_slots(session: Session) -> int:
     """Chunks that the workers seen in the last LIVE_SECONDS run at once, all together."""
-    return int(session.execute(LIVE_SLOTS, {"seconds": LIVE_SECONDS}).scalar_one())
+    return _live(session)[1]
+
+
+def _live(session: Session) -> tuple[int, int]:
+    """(workers, slots)."""
+    workers, slots = session.execute(LIVE, {"seconds": LIVE_SECONDS}).one()
+    return int(workers), int(slots)

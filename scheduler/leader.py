@@ -63,6 +63,7 @@ def leadership(settings: Settings, stop: threading.Event) -> Iterator[Leader | N
         settings.sqlalchemy_url,
         application_name="pixtrawl scheduler",
         idle_session_timeout=f"{IDLE_SECONDS_MAX}s",
+        idle_in_transaction_session_timeout=f"{IDLE_SECONDS_MAX}s",
     )
     try:
         with engine.connect() as connection:

@@ -2,17 +2,20 @@
 
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
 import structlog
 from sqlalchemy.exc import DBAPIError
 
-from models.database import transient
+from models.database import connection_lost, transient
 from models.job_lifecycle import close_job, refresh_task_ids, unblock_jobs
 from models.settings import Settings
 from scheduler.broker import Broker
 from scheduler.dispatch import dispatch
 from scheduler.leader import Leader, leadership
-from scheduler.rescue import drain_stopped, find_lost_messages, rescue_expired
+from scheduler.rescue import drain_job, find_lost_messages, find_stopped, rescue_expired
 from scheduler.split import Splitter
 from worker.store import open_store
 
@@ -20,8 +23,13 @@ BUSY_SECONDS = 0.02
 IDLE_SECONDS = 0.2
 UPKEEP_SECONDS = 1.0
 RECONNECT_SECONDS = 1.0
+RETRY_SECONDS = 5.0
+GAP_SECONDS_MAX = 5.0
+RENEWAL_SECONDS = 6.0
+"""So long workers have to renew leases that ran out while they could not."""
 
 log = structlog.get_logger()
+Result = TypeVar("Result")
 
 
 def run_scheduler(settings: Settings, stop: threading.Event) -> None:
@@ -43,27 +51,90 @@ def run_scheduler(settings: Settings, stop: threading.Event) -> None:
         log.info("scheduler_stopped")
 
 
+class Stages:
+    """Runs the stages of a round: one that fails costs the others nothing and is tried again a bit later."""
+
+    def __init__(self, leader: Leader) -> None:
+        self.leader = leader
+        self.retry_at: dict[tuple[str, int | None], float] = {}
+
+    def run(
+        self, stage: str, function: Callable[[], Result], otherwise: Result, job: int | None = None
+    ) -> Result:
+        """What ``function`` returns, or ``otherwise`` while it fails. A lost connection is raised: it ends the
+        leadership, and a second one would be made without the lock.
+        """
+        if time.monotonic() < self.retry_at.get((stage, job), 0.0):
+            return otherwise
+        self.retry_at.pop((stage, job), None)
+        try:
+            return function()
+        except Exception as error:
+            if connection_lost(error) or self.leader.connection.invalidated:
+                raise
+            log.exception("stage_failed", stage=stage, **({} if job is None else {"job": job}))
+            self.retry_at[stage, job] = time.monotonic() + RETRY_SECONDS
+            return otherwise
+
+
+class Patience:
+    """Whether leases may be judged yet: workers that could not renew them must have had time to.
+
+    They could not while nobody led (PostgreSQL may have been away), nor while this machine slept, which only
+    the wall clock tells.
+    """
+
+    def __init__(self, now: float, wall: float) -> None:
+        self.now, self.wall = now, wall
+        self.until = now + RENEWAL_SECONDS
+
+    def over(self, now: float, wall: float) -> bool:
+        """Ask once a round, with the monotonic and the wall clock."""
+        if max(now - self.now, wall - self.wall) > GAP_SECONDS_MAX:
+            self.until = now + RENEWAL_SECONDS
+        self.now, self.wall = now, wall
+        return now >= self.until
+
+
 def lead(leader: Leader, broker: Broker, stop: threading.Event) -> None:
     """Work in rounds until ``stop`` is set."""
     splitter = Splitter(leader, open_store(leader.settings.store))
+    stages = Stages(leader)
+    patience = Patience(time.monotonic(), time.time())
     next_upkeep = 0.0
     while not stop.is_set():
+        patient = not patience.over(time.monotonic(), time.time())
         if time.monotonic() >= next_upkeep:
-            upkeep(leader, broker)
+            upkeep(stages, broker, patient=patient)
             next_upkeep = time.monotonic() + UPKEEP_SECONDS
-        busy = work(leader, broker, splitter)
+        busy = work(stages, broker, splitter)
         stop.wait(BUSY_SECONDS if busy else IDLE_SECONDS)
 
 
-def work(leader: Leader, broker: Broker, splitter: Splitter) -> bool:
+def work(stages: Stages, broker: Broker, splitter: Splitter) -> bool:
     """One round: split, dispatch, end sources, drain, close. Whether there was something to do."""
-    split = splitter.split()
+    leader = stages.leader
+    split = stages.run("split", splitter.split, otherwise=False)
+    sent = stages.run("dispatch", partial(dispatch_chunks, leader, broker), 0)
+    stages.run("end_sources", splitter.end_sources, None)
+    drain_stopped(stages)
+    closed = stages.run("close", partial(close_jobs, leader), 0)
+    return bool(split or sent or closed)
+
+
+def dispatch_chunks(leader: Leader, broker: Broker) -> int:
+    """Queue the next chunks and ring for them; how many."""
     messages = dispatch(leader) if broker.reachable else []
     broker.send(messages)
-    splitter.end_sources()
-    drain_stopped(leader)
-    closed = close_jobs(leader)
-    return bool(split or messages or closed)
+    return len(messages)
+
+
+def drain_stopped(stages: Stages) -> None:
+    """A batch of every job that was cancelled or paused."""
+    leader = stages.leader
+    nobody: list[tuple[int, bool]] = []
+    for job_id, cancelled in stages.run("find_stopped", partial(find_stopped, leader), nobody):
+        stages.run("drain", partial(drain_job, leader, job_id, cancelled=cancelled), None, job_id)
 
 
 def close_jobs(leader: Leader) -> int:
@@ -78,13 +149,32 @@ def close_jobs(leader: Leader) -> int:
         log.info("job_closed", job=job_id)
 
 
-def upkeep(leader: Leader, broker: Broker) -> None:
-    """What needs doing once a second."""
-    rescue_expired(leader)
+def upkeep(stages: Stages, broker: Broker, *, patient: bool) -> None:
+    """What needs doing once a second; leases are left alone while ``patient``."""
+    leader = stages.leader
+    if not patient:
+        stages.run("rescue", partial(rescue_expired, leader), None)
+    stages.run("unblock", partial(unblock, leader), None)
+    stages.run("refresh_task_ids", partial(write_task_ids, leader), None)
+    stages.run("publish_again", partial(ring_again, leader, broker), None)
+
+
+def unblock(leader: Leader) -> None:
+    """blocked → running, for jobs that can be paid for again."""
     with leader.transaction() as session:
-        for job_id in unblock_jobs(session):
-            log.info("job_unblocked", job=job_id)
+        unblocked = unblock_jobs(session)
+    for job_id in unblocked:
+        log.info("job_unblocked", job=job_id)
+
+
+def write_task_ids(leader: Leader) -> None:
+    """Bring the Celery ids that jobs show up to date."""
+    with leader.transaction() as session:
         refresh_task_ids(session)
+
+
+def ring_again(leader: Leader, broker: Broker) -> None:
+    """Send messages that were lost again."""
     waiting = broker.waiting()
     if waiting is not None:
         broker.send(find_lost_messages(leader, waiting))

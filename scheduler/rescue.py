@@ -4,13 +4,15 @@ import structlog
 
 from models.ending import drain_cancelled, drain_paused, rescue_chunk
 from models.job_lifecycle import stopped_jobs
-from models.queueing import Message, publish_again
+from models.queueing import Message, publish_again, queued_chunks
+from models.workers import live_slots
 from scheduler.leader import Leader
 
 LOST_SECONDS = 5.0
 """With an empty queue, a chunk that has been 'queued' for so long has lost its message."""
 LOST_SECONDS_MAX = 60.0
 """The same while other messages wait. A message too many does no harm: the row decides."""
+PUBLISHED_AGAIN_MAX = 100
 
 log = structlog.get_logger()
 
@@ -26,20 +28,31 @@ def rescue_expired(leader: Leader) -> None:
 
 
 def find_lost_messages(leader: Leader, waiting: int) -> list[Message]:
-    """Chunks to ring for again, when ``waiting`` messages stand in the queue."""
+    """Chunks to ring for again, when ``waiting`` messages stand in the queue.
+
+    None while nobody could answer, and none while there is a message for every queued chunk: they would only
+    pile up.
+    """
     with leader.transaction() as session:
-        messages = publish_again(session, LOST_SECONDS_MAX if waiting else LOST_SECONDS)
+        missing = queued_chunks(session) - waiting
+        if missing <= 0 or not live_slots(session):
+            return []
+        seconds = LOST_SECONDS_MAX if waiting else LOST_SECONDS
+        messages = publish_again(session, seconds, min(missing, PUBLISHED_AGAIN_MAX))
     for message in messages:
         log.warning("message_published_again", chunk=message.chunk_id, attempt=message.attempt)
     return messages
 
 
-def drain_stopped(leader: Leader) -> None:
-    """Chunks of cancelled jobs end, those of paused jobs leave the queue; a batch of each a round."""
+def find_stopped(leader: Leader) -> list[tuple[int, bool]]:
+    """Jobs to drain: cancelled (True) or paused (False)."""
     with leader.transaction() as session:
-        jobs = stopped_jobs(session)
-    for job_id, cancelled in jobs:
-        with leader.transaction() as session:
-            drained = (drain_cancelled if cancelled else drain_paused)(session, job_id)
-        if drained:
-            log.info("job_drained", job=job_id, chunks=drained, cancelled=cancelled)
+        return stopped_jobs(session)
+
+
+def drain_job(leader: Leader, job_id: int, *, cancelled: bool) -> None:
+    """Chunks of a cancelled job end, those of a paused job leave the queue and hold nothing; one batch."""
+    with leader.transaction() as session:
+        drained = (drain_cancelled if cancelled else drain_paused)(session, job_id)
+    if drained:
+        log.info("job_drained", job=job_id, chunks=drained, cancelled=cancelled)

@@ -9,9 +9,11 @@ from collections.abc import Iterator, Sequence
 
 import structlog
 
+from models.database import connection_lost
 from models.jobs import SourceState
 from models.outcomes import Candidate
 from models.splitting import (
+    BEFORE_ALL,
     NewChunk,
     SplittableJob,
     abandon_source,
@@ -26,27 +28,46 @@ from worker.store import Store, StoreError
 STEP_CANDIDATES = 10_000
 FIRST_CHUNK_SIZE = 50
 CHUNKS_PER_SIZE = 4
-STORE_AWAY_SECONDS = 10.0
+RETRY_SECONDS = 10.0
+ROUND_SECONDS = 0.5
+"""Splitting stops after so long, for dispatch not to wait; the next round goes on with the next job."""
 
 log = structlog.get_logger()
 
 
 class Splitter:
-    """Splits for one leader; remembers which jobs' inputs could not be read, so as to try them less often."""
+    """Splits for one leader; remembers whose turn it is, and which jobs failed, so as to try them less often."""
 
     def __init__(self, leader: Leader, store: Store) -> None:
         self.leader = leader
         self.store = store
         self.retry_at: dict[int, float] = {}
+        self.last = BEFORE_ALL
 
     def split(self) -> bool:
-        """One step of every job that wants candidates; whether anything was split."""
+        """One step of each job that wants candidates, for ROUND_SECONDS; whether anything was split."""
         now = time.monotonic()
         self.retry_at = {job_id: at for job_id, at in self.retry_at.items() if at > now}
         with self.leader.transaction() as session:
-            jobs = splittable_jobs(session, skip=self.retry_at)
-        steps = [self.step(job) for job in jobs]
-        return any(steps)
+            jobs = splittable_jobs(session, skip=self.retry_at, after=self.last)
+        split = False
+        for job in jobs:
+            split = self._try_step(job) or split
+            self.last = (job.priority, job.id)
+            if time.monotonic() - now >= ROUND_SECONDS:
+                break
+        return split
+
+    def _try_step(self, job: SplittableJob) -> bool:
+        """A step that fails costs its own job time, and no other."""
+        try:
+            return self.step(job)
+        except Exception as error:
+            if connection_lost(error) or self.leader.connection.invalidated:
+                raise
+            log.exception("stage_failed", stage="split", job=job.id)
+            self.retry_at[job.id] = time.monotonic() + RETRY_SECONDS
+            return False
 
     def step(self, job: SplittableJob) -> bool:
         """Source step k → k + 1 and its chunks; whether it was written."""
@@ -56,7 +77,7 @@ class Splitter:
             )
         except (StoreError, LookupError, TypeError) as error:
             log.error("source_unreadable", job=job.id, error=repr(error))  # noqa: TRY400 - not a bug of ours
-            self.retry_at[job.id] = time.monotonic() + STORE_AWAY_SECONDS
+            self.retry_at[job.id] = time.monotonic() + RETRY_SECONDS
             return False
         state = SourceState.SPLITTING
         if exhausted:

@@ -39,7 +39,7 @@ class PixtrawlCelery(Celery):
 
 
 def configuration(settings: Settings) -> dict[str, Any]:
-    """Celery's settings, each with its reason in docs/decisions.md."""
+    """Celery's settings: early acknowledgement, no prefetch, ten priorities; docs/decisions.md says why."""
     transport = {
         "priority_steps": PRIORITIES,
         "queue_order_strategy": "priority",

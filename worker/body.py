@@ -183,7 +183,7 @@ def make_decoder(content_encoding: str) -> ContentDecoder | None:
 class BodyReader:
     """Reads one body within its bounds. ``wire_bytes`` counts what arrived, also when reading fails."""
 
-    __slots__ = ("_bytes_max", "_clock", "_lease", "_rate_min", "_size", "wire_bytes")
+    __slots__ = ("_bytes_max", "_clock", "_lease", "_rate_min", "_size", "_started", "deadline", "wire_bytes")
 
     def __init__(self, *, bytes_max: int, rate_min: int, lease: Lease, clock: Callable[[], float]) -> None:
         self._bytes_max = bytes_max
@@ -191,6 +191,8 @@ class BodyReader:
         self._lease = lease
         self._clock = clock
         self._size = 0
+        self._started = 0.0
+        self.deadline: asyncio.Timeout | None = None
         self.wire_bytes = 0
 
     async def read(self, source: Source) -> bytes:
@@ -205,9 +207,9 @@ class BodyReader:
         decoder = _decoder_for(source.headers)
         expected = self._bytes_max if decoder or length is None else length
         pieces: list[bytes] = []
-        started = self._clock()
+        self._started = self._clock()
         while chunk := await source.read_some():
-            self._count(chunk, self._clock() - started)
+            self._count(chunk, self._clock() - self._started)
             if decoder is None:
                 await self._grow(len(chunk), expected)
                 pieces.append(chunk)
@@ -234,7 +236,20 @@ class BodyReader:
         if self._size > self._bytes_max:
             raise self._too_large()
         if self._size > FREE_BYTES and not self._lease.held_bytes:
+            await self._reserve(expected)
+
+    async def _reserve(self, expected: int) -> None:
+        """Wait for memory with every clock stopped: that it is scarce here is not the server's fault."""
+        began, loop = self._clock(), asyncio.get_running_loop()
+        ends_at = self.deadline.when() if self.deadline else None
+        if self.deadline is None or ends_at is None:
             await self._lease.reserve(expected)
+        else:
+            left_seconds = ends_at - loop.time()
+            self.deadline.reschedule(None)
+            await self._lease.reserve(expected)
+            self.deadline.reschedule(loop.time() + left_seconds)
+        self._started += self._clock() - began
 
     def _too_large(self) -> TransferError:
         return TransferError(Reason.TOO_LARGE, f"the body is larger than {self._bytes_max} bytes")

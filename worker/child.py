@@ -22,7 +22,8 @@ Result = TypeVar("Result")
 class Child:
     """One process that crawls one chunk at a time, with hundreds of transfers at once.
 
-    The database has one thread and one connection; pictures are decoded and stored in another thread.
+    The database has one thread and one connection; pictures are decoded and stored in a second thread; a
+    third is for what may take long.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -34,6 +35,7 @@ class Child:
         self.stores: dict[str, Store] = {}
         self._decoder = ThreadPoolExecutor(1, thread_name_prefix="decoder")
         self._database = ThreadPoolExecutor(1, thread_name_prefix="database")
+        self._aside = ThreadPoolExecutor(1, thread_name_prefix="aside")
         leave_with_parent()
 
     @cached_property
@@ -58,15 +60,22 @@ class Child:
         return await self.loop.run_in_executor(self._database, function, *arguments)
 
     async def in_decoder(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """Call ``function`` in the decoder thread and wait for it even when cancelled.
+        """Call ``function`` in the decoder thread; once it has begun, wait for it even when cancelled.
 
-        What it stores must get its outcome, so a stop waits for the picture at hand.
+        What it stores must get its outcome, so a stop waits for the picture at hand, not for those in line.
         """
-        call = self.loop.run_in_executor(self._decoder, function, *arguments)
+        call = self._decoder.submit(function, *arguments)
+        waiting = asyncio.wrap_future(call, loop=self.loop)
         try:
-            return await asyncio.shield(call)
+            return await asyncio.shield(waiting)
         except asyncio.CancelledError:
-            return await call
+            if call.cancel():
+                raise
+            return await waiting
+
+    async def aside(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Call ``function`` in a thread of its own kind: neither the database nor a decoder waits for it."""
+        return await self.loop.run_in_executor(self._aside, function, *arguments)
 
     def close(self) -> None:
         """Close everything. The child ends afterwards."""
@@ -74,6 +83,7 @@ class Child:
             self.loop.run_until_complete(self.transport.aclose())
         self._decoder.shutdown()
         self._database.shutdown()
+        self._aside.shutdown()
         self.engine.dispose()
         self.loop.close()
 

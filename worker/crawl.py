@@ -3,6 +3,8 @@
 No transaction is open while anything is transferred; objects are stored before the rows that name them.
 """
 
+import asyncio
+import contextlib
 import datetime
 import time
 from collections.abc import Callable, Iterable
@@ -10,7 +12,6 @@ from dataclasses import replace
 from functools import partial
 
 import structlog
-from sqlalchemy.orm import Session
 
 from models.database import transaction
 from models.lifecycle import (
@@ -18,6 +19,7 @@ from models.lifecycle import (
     Ownership,
     StartedChunk,
     checkpoint_chunk,
+    give_up_chunk,
     hand_back_chunk,
     renew_lease,
     settle_chunk,
@@ -52,10 +54,17 @@ async def crawl_chunk(child: Child, chunk_id: int, attempt: int) -> None:
     if chunk is None:
         log.info("chunk_not_wanted", chunk=chunk_id, attempt=attempt)
         return
+    run = ChunkRun(child, chunk)
     try:
-        await ChunkRun(child, chunk).run()
+        await run.run()
     except LostChunkError as lost:
         log.warning("chunk_lost", chunk=chunk_id, attempt=attempt, reason=str(lost))
+    except StoreError as error:
+        log.error("store_away", chunk=chunk_id, attempt=attempt, error=str(error))  # noqa: TRY400 - no bug of ours
+        await run.leave(partial(hand_back_chunk, outcomes=(), available_in_seconds=STORE_AWAY_SECONDS))
+    except Exception:
+        log.exception("chunk_broke_off", chunk=chunk_id, attempt=attempt)
+        await run.leave(give_up_chunk)
 
 
 class ChunkRun:
@@ -65,58 +74,46 @@ class ChunkRun:
         self.child = child
         self.chunk = chunk
         self.fence: Fence = chunk.fence
-        self.store: Store = child.store(chunk.store_url)
-        self.transfers = Transfers(chunk.candidates, self.crawl_candidate, child.settings.transfers)
+        self.cancelled = False
 
     async def run(self) -> None:
-        """Oversee the transfers to their end, or to the first reason to stop before."""
+        """Oversee the transfers to their end, or to the first reason to stop before; then commit the rest."""
+        self.store: Store = self.child.store(self.chunk.store_url)
+        self.transfers = Transfers(self.chunk.candidates, self.crawl_candidate, self.child.settings.transfers)
+        lease = asyncio.ensure_future(self.keep_lease())
         try:
-            cancelled = await self.oversee()
-        except StoreError as error:
+            await self.oversee(lease)
             await self.transfers.stop()
-            await self.hand_back("store_away", available_in_seconds=STORE_AWAY_SECONDS, error=str(error))
-            return
+            if self.transfers.unresolved and not self.cancelled:
+                await self.hand_back()
+            else:
+                await self.settle(self.transfers.unresolved)
         finally:
+            lease.cancel()
             await self.transfers.stop()
-        if self.transfers.unresolved and not cancelled:
-            await self.hand_back("chunk_handed_back")
-        else:
-            await self.settle(self.transfers.unresolved)
 
-    async def oversee(self) -> bool:
-        """Wait, look, checkpoint, until all is done or the worker leaves. True: the job was cancelled."""
-        next_look = time.monotonic() + LOOK_SECONDS
+    async def oversee(self, lease: asyncio.Future[None]) -> None:
+        """Wait and checkpoint until all is done, the worker leaves, or the lease ends. Raises LostChunkError."""
         next_checkpoint = time.monotonic() + self.child.settings.checkpoint_seconds
-        while not await self.transfers.wait(TICK_SECONDS) and not leaving():
-            now = time.monotonic()
-            if now >= next_look:
-                next_look = now + LOOK_SECONDS
-                if await self.look():
-                    return True
+        while not (await self.transfers.wait(TICK_SECONDS) or leaving() or lease.done()):
             waiting = len(self.transfers.outcomes)
-            if waiting >= CHECKPOINT_OUTCOMES or (waiting and now >= next_checkpoint):
+            if waiting >= CHECKPOINT_OUTCOMES or (waiting and time.monotonic() >= next_checkpoint):
                 await self.checkpoint()
                 next_checkpoint = time.monotonic() + self.child.settings.checkpoint_seconds
-        return False
+        if lease.done():
+            lease.result()
 
-    async def crawl_candidate(self, candidate: Candidate) -> Outcome:
-        """Fetch, inspect, store: one candidate's outcome. Its share of the memory lasts until it is stored."""
-        child = self.child
-        try:
-            with child.transport.memory.lease() as lease:
-                fetched = await fetch(
-                    child.transport, candidate.url, child.settings, random=child.random, lease=lease
-                )
-                return await child.in_decoder(keep, self.store, candidate, fetched, child.settings)
-        except CandidateError as error:
-            return refusal(candidate, error)
+    async def keep_lease(self) -> None:
+        """Renew the lease every second, whatever else is waited for; return when the job is cancelled.
 
-    async def look(self) -> bool:
-        """Renew the lease; whether the job was cancelled. Raises LostChunkError when the chunk is not ours."""
-        ownership = await self.child.in_database(self._renew)
-        if not ownership.owned:
-            raise LostChunkError("its lease was given to another worker")
-        return ownership.cancelled
+        Raises LostChunkError when the chunk has another owner.
+        """
+        while not self.cancelled:
+            await asyncio.sleep(LOOK_SECONDS)
+            ownership = await self.child.in_database(self._renew)
+            if not ownership.owned:
+                raise LostChunkError("its lease was given to another worker")
+            self.cancelled = ownership.cancelled
 
     def _renew(self) -> Ownership:
         def write(_: bool) -> Ownership:
@@ -125,17 +122,32 @@ class ChunkRun:
 
         return persist(self.fence.chunk_id, write)
 
+    async def crawl_candidate(self, candidate: Candidate) -> Outcome:
+        """Fetch, inspect, store: one candidate's outcome. Its share of the memory lasts until it is stored.
+
+        What nobody expected is this candidate's outcome, too: it must not cost the others theirs.
+        """
+        child, fetched = self.child, None
+        try:
+            with child.transport.memory.lease() as lease:
+                fetched = await fetch(
+                    child.transport, candidate.url, child.settings, random=child.random, lease=lease
+                )
+                return await child.in_decoder(keep, self.store, candidate, fetched, child.settings)
+        except CandidateError as error:
+            return refusal(candidate, error)
+        except StoreError:
+            raise
+        except Exception as error:
+            log.exception("candidate_broke_off", job=self.fence.job_id, position=candidate.position)
+            reason = Reason.PROTOCOL if fetched is None else Reason.CORRUPT
+            return refusal(candidate, CandidateError(reason, f"unexpected {type(error).__name__}: {error}"))
+
     async def checkpoint(self) -> None:
         """Commit the outcomes so far and go on."""
         outcomes = self.transfers.take()
-        arrow = partial(
-            checkpoint_chunk,
-            fence=self.fence,
-            outcomes=outcomes,
-            lease_seconds=self.child.settings.lease_seconds,
-        )
-        await self.child.in_database(self._commit, arrow)
-        self.fence = replace(self.fence, checkpoint=self.fence.checkpoint + 1)
+        seconds = self.child.settings.lease_seconds
+        await self.commit(partial(checkpoint_chunk, outcomes=outcomes, lease_seconds=seconds))
         log.debug("chunk_checkpoint", chunk=self.fence.chunk_id, outcomes=len(outcomes))
 
     async def settle(self, cancelled: Iterable[Candidate] = ()) -> None:
@@ -145,26 +157,27 @@ class ChunkRun:
             Refused(candidate.position, candidate.url, Reason.CANCELLED, "the job was cancelled")
             for candidate in cancelled
         ]
-        arrow = partial(settle_chunk, fence=self.fence, outcomes=outcomes)
-        await self.child.in_database(self._commit, arrow)
+        await self.commit(partial(settle_chunk, outcomes=outcomes))
         fence = self.fence
         log.info("chunk_settled", job=fence.job_id, chunk=fence.chunk_id, attempt=fence.attempt)
 
-    async def hand_back(self, event: str, *, available_in_seconds: float = 0, **fields: object) -> None:
-        """Commit the outcomes so far; the rest waits for another worker, or for a better time."""
-        arrow = partial(
-            hand_back_chunk,
-            fence=self.fence,
-            outcomes=self.transfers.take(),
-            available_in_seconds=available_in_seconds,
-        )
-        await self.child.in_database(self._commit, arrow)
-        log.warning(event, chunk=self.fence.chunk_id, attempt=self.fence.attempt, **fields)
+    async def hand_back(self) -> None:
+        """Commit the outcomes so far; the rest waits for another worker."""
+        await self.commit(partial(hand_back_chunk, outcomes=self.transfers.take()))
+        log.warning("chunk_handed_back", chunk=self.fence.chunk_id, attempt=self.fence.attempt)
 
-    def _commit(self, arrow: Callable[[Session], Tally | None]) -> None:
+    async def commit(self, arrow: Callable[..., Tally | None]) -> None:
         """Objects first, rows after: the store is synced before a row may name what it holds."""
-        self.store.sync()
-        commit(self.child.engine, self.fence, arrow)
+        await self.child.aside(self.store.sync)
+        await self.child.in_database(commit, self.child.engine, self.fence, partial(arrow, fence=self.fence))
+        self.fence = replace(self.fence, checkpoint=self.fence.checkpoint + 1)
+
+    async def leave(self, arrow: Callable[..., Tally | None]) -> None:
+        """Give the chunk up with an arrow that writes no outcomes, unless somebody else has it by now."""
+        with contextlib.suppress(LostChunkError):
+            await self.child.in_database(
+                commit, self.child.engine, self.fence, partial(arrow, fence=self.fence)
+            )
 
 
 def keep(store: Store, candidate: Candidate, fetched: Fetched, settings: Settings) -> Accepted:

@@ -21,7 +21,7 @@ from worker.transport import GuardedTransport, Received, RefusedError, ResolveEr
 ACCEPT = "image/avif,image/webp,image/png,image/jpeg,image/gif;q=0.9,*/*;q=0.5"
 BACKOFF_SECONDS = 0.5
 BACKOFF_SECONDS_MAX = 5.0
-# A server that asks to wait for longer is not waited for here: its host is parked.
+# A server that asks to wait for longer is not waited for: the candidate ends as rate_limited.
 RETRY_AFTER_SECONDS_MAX = 10.0
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -145,7 +145,7 @@ class _Transfer:
         """Transfer within the deadline. Raises CandidateError only."""
         deadline_seconds = self._settings.transfer_seconds_max
         try:
-            async with asyncio.timeout(deadline_seconds):
+            async with asyncio.timeout(deadline_seconds) as self.body.deadline:
                 received, body = await self._follow()
         except TimeoutError as error:
             raise TransferError(
@@ -254,7 +254,7 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
         return float(text[:9])
     try:
         until = email.utils.parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     if until.tzinfo is None:
         until = until.replace(tzinfo=datetime.UTC)

@@ -6,16 +6,16 @@ Runs in the worker's parent process; never touches a chunk.
 import mmap
 import os
 import threading
+from importlib.metadata import version
 from typing import Any
 
 import structlog
 from celery import bootsteps
-from sqlalchemy import NullPool, create_engine, text
+from sqlalchemy import Engine, TextClause, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from models.database import transaction
+from models.database import make_engine, transaction
 
-VERSION = "0.1.0"
 HEARTBEAT_SECONDS = 3
 LEAVING = mmap.mmap(-1, 1)
 """Shared with the pool's children: made before the fork."""
@@ -71,6 +71,7 @@ class Heartbeat(bootsteps.StartStopStep):
     def __init__(self, parent: Any, **kwargs: Any) -> None:
         super().__init__(parent, **kwargs)
         self.stopped = threading.Event()
+        self.reachable = True
         self.thread: threading.Thread | None = None
 
     def start(self, worker: Any) -> None:
@@ -89,23 +90,26 @@ class Heartbeat(bootsteps.StartStopStep):
             self.thread.join(timeout=3)
 
     def beat(self, worker: Any) -> None:
-        """Write the row until stopped; say once when the database is away, and once when it is back."""
-        engine = create_engine(worker.app.settings.sqlalchemy_url, poolclass=NullPool)
+        """Write the row until stopped, then remove it."""
+        engine = make_engine(worker.app.settings.sqlalchemy_url, pooled=False)
         name = f"{worker.hostname}/{os.getpid()}"
-        row = {"name": name, "slots": worker.concurrency, "version": VERSION}
-        reachable = True
+        row = {"name": name, "slots": worker.concurrency, "version": version("pixtrawl")}
         while not self.stopped.is_set():
-            try:
-                with transaction(engine) as session:
-                    session.execute(SEEN, row)
-                if not reachable:
-                    log.info("database_back", worker=name)
-                reachable = True
-            except SQLAlchemyError as error:
-                if reachable:
-                    log.warning("database_away", worker=name, error=str(error).splitlines()[0])
-                reachable = False
+            self.write(engine, SEEN, row)
             self.stopped.wait(HEARTBEAT_SECONDS)
-        if reachable:
+        if self.reachable:
+            self.write(engine, GONE, row)
+
+    def write(self, engine: Engine, statement: TextClause, row: dict[str, Any]) -> None:
+        """One statement; says once when the database is away, and once when it is back."""
+        try:
             with transaction(engine) as session:
-                session.execute(GONE, {"name": name})
+                session.execute(statement, row)
+        except SQLAlchemyError as error:
+            if self.reachable:
+                log.warning("database_away", worker=row["name"], error=str(error).splitlines()[0])
+            self.reachable = False
+        else:
+            if not self.reachable:
+                log.info("database_back", worker=row["name"])
+            self.reachable = True

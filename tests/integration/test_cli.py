@@ -14,7 +14,7 @@ from sqlalchemy import text
 
 from models.database import transaction
 from models.job_lifecycle import notify
-from models.jobs import ChunkStatus, JobStatus
+from models.jobs import ChunkStatus, JobStatus, SourceKind
 from models.notifications import NotificationType
 from models.reports import job_report, job_reports
 from scheduler.cli import COMMANDS, main, pixtrawl
@@ -85,6 +85,7 @@ def job(session, member):
         session,
         project,
         status=JobStatus.RUNNING,
+        source_kind=SourceKind.URL_LIST,
         max_images=30,
         store_url="file:///somewhere/jobs/1",
         failures={"http_status": 7, "dns": 1},
@@ -292,12 +293,13 @@ def test_a_database_of_another_revision(environment, session, capsys):
 def test_services_that_are_away(environment, monkeypatch, capsys, tmp_path):
     """A database or a store that cannot be reached is exit code 3, one sentence, and no password."""
     secret = "hush"
-    monkeypatch.setenv("PIXTRAWL_DATABASE_URL", f"postgresql://ada:{secret}@127.0.0.1:1/pixtrawl")
-    assert main(["jobs"]) == 3
-    printed = capsys.readouterr()
-    assert (printed.out, printed.err.count("\n")) == ("", 1)
-    assert "PostgreSQL is not reachable" in printed.err
-    assert secret not in printed.err
+    for address in (f"ada:{secret}@127.0.0.1:1/pixtrawl", f"ada@127.0.0.1:1/pixtrawl?password={secret}"):
+        monkeypatch.setenv("PIXTRAWL_DATABASE_URL", f"postgresql://{address}")
+        assert main(["jobs"]) == 3
+        printed = capsys.readouterr()
+        assert (printed.out, printed.err.count("\n")) == ("", 1)
+        assert "PostgreSQL is not reachable" in printed.err
+        assert secret not in printed.err
     monkeypatch.setenv("PIXTRAWL_DATABASE_URL", environment["PIXTRAWL_DATABASE_URL"])
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "list.txt").write_text("http://a.example/1\n")

@@ -132,16 +132,17 @@ def test_who_cannot_pay(command_line, configured, engine, session, tmp_path):
     """Without credits, without an account, or in somebody else's name nothing is queued."""
     (tmp_path / "good.txt").write_bytes(GOOD)
     poor = create_profile(session, "poor@example.invalid", balance=1, commit=True)
-    create_project(session, poor, "Pond", commit=True)
+    pond = create_project(session, poor, "Pond", commit=True)
     session.execute(text("INSERT INTO profiles (email) VALUES ('none@example.invalid')"))
     session.commit()
     dear = configured.model_copy(update={"credits_per_image": 2})
     before = traces(engine, tmp_path / "store")
     for arguments, sentence in (
         ({"user": "poor@example.invalid"}, "poor@example.invalid has 1 credits and one image costs 2"),
-        ({"project": "Pond"}, "poor@example.invalid has 1 credits and one image costs 2"),
+        ({"project": str(pond.id)}, "poor@example.invalid has 1 credits and one image costs 2"),
+        ({"project": "Pond"}, "There is no project Pond"),
         ({"user": "none@example.invalid"}, "none@example.invalid has no credit account"),
-        ({"user": USER, "project": "Pond"}, f"Pond belongs to poor@example.invalid, not to {USER}"),
+        ({"user": USER, "project": str(pond.id)}, f"Pond belongs to poor@example.invalid, not to {USER}"),
     ):
         with pytest.raises(RequestError, match=sentence):
             submit(dear, engine, ["good.txt"], **arguments)

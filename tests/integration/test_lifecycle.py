@@ -379,6 +379,29 @@ def test_pausing_takes_chunks_out_of_the_queue(engine):
     check_books(engine)
 
 
+def test_a_paused_job_holds_nothing_for_what_came_back(engine):
+    """A chunk that was handed back, parked or rescued while its job was paused loses its hold and goes on later."""
+    job = new_job(engine, [3, 3, 3])
+    handed, parked, lost = (start_next(engine, f"{number}@test") for number in range(3))
+    with transaction(engine) as session:
+        assert pause_job(session, job.id)
+    write(engine, hand_back_chunk, handed.fence, [accepted(0)])
+    with transaction(engine) as session:
+        hand_back_chunk(session, parked.fence, [], available_in_seconds=60)
+    expire_lease(engine, lost.fence.chunk_id)
+    with transaction(engine) as session:
+        assert rescue_chunk(session, 5) is not None
+        assert drain_paused(session, job.id, limit=2) == 2
+        assert drain_paused(session, job.id, limit=2) == 1
+        assert drain_paused(session, job.id) == 0
+    assert balance_of(engine, job) == 1000 - 1
+    assert read_chunk(engine, parked.fence.chunk_id)["available_at"] is not None
+    with transaction(engine) as session:
+        assert resume_job(session, job.id)
+    assert [positions(start_next(engine)) for _ in range(2)] == [[1, 2], [6, 7, 8]]
+    check_books(engine)
+
+
 def test_concurrent_writers_count_exactly(engine):
     """Eight workers that write at once lose no image, byte or credit of their user's day."""
     job = new_job(engine, [20] * 8)

@@ -5,12 +5,19 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from models.database import transaction
 from models.job_lifecycle import block_job, cancel_job, pause_job
 from models.jobs import BlockedReason
-from models.queueing import chunks_in_flight, claim_chunks, mark_dispatched, publish_again
+from models.queueing import (
+    IN_FLIGHT,
+    chunks_in_flight,
+    claim_chunks,
+    mark_dispatched,
+    publish_again,
+    queued_chunks,
+)
 from tests.support.crawling import NewJob, change, new_job, queue_ready, read_chunk, start
 
 
@@ -68,7 +75,26 @@ def test_a_user_with_chunks_in_flight_waits_for_the_other(engine):
     other = new_job(engine, [5] * 5)
     assert jobs_of(engine, 6, [busy, other]) == [1, 1, 0, 1, 0, 1]
     with transaction(engine) as session:
-        assert chunks_in_flight(session) == 2
+        assert chunks_in_flight(session) == queued_chunks(session) == 2
+
+
+def test_chunks_that_no_worker_of_ours_has_are_not_in_flight(engine):
+    """A chunk that is processing without a lease is not counted, and one without candidates is not ready."""
+    job = new_job(engine, [5] * 3)
+    foreign, empty, ready = job.chunk_ids
+    change(engine, "UPDATE job_chunks SET status = 'processing' WHERE id = :id", id=foreign)
+    change(engine, "UPDATE job_chunks SET candidates = NULL WHERE id = :id", id=empty)
+    with transaction(engine) as session:
+        assert chunks_in_flight(session) == queued_chunks(session) == 0
+    assert claim(engine) == [ready]
+
+
+def test_chunks_in_flight_are_counted_from_their_index(engine):
+    """The condition implies the partial index's, so that the whole table need not be read."""
+    with transaction(engine) as session:
+        session.execute(text("SET LOCAL enable_seqscan = off"))
+        plan = "\n".join(session.execute(text(f"EXPLAIN {IN_FLIGHT.text}")).scalars())
+    assert "ix_job_chunks_live" in plan
 
 
 def test_between_equals_the_older_job_comes_first(engine):

@@ -14,10 +14,18 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import OperationalError
 
 from models.credits import grant
 from models.database import transaction
-from models.job_lifecycle import JobRequest, cancel_job, create_job, pause_job, unblock_jobs
+from models.job_lifecycle import (
+    JobRequest,
+    cancel_job,
+    create_job,
+    pause_job,
+    refresh_task_ids,
+    unblock_jobs,
+)
 from models.jobs import SourceKind, SourceState
 from models.lifecycle import hand_back_chunk, settle_chunk
 from models.outcomes import Outcome
@@ -27,8 +35,8 @@ from models.splitting import advance_source, splittable_jobs
 from scheduler import dispatch as dispatching
 from scheduler.dispatch import dispatch
 from scheduler.leader import IDLE_SECONDS_MAX, Leader, leadership
-from scheduler.loop import close_jobs
-from scheduler.rescue import drain_stopped, rescue_expired
+from scheduler.loop import GAP_SECONDS_MAX, RENEWAL_SECONDS, Patience, Stages, close_jobs, drain_stopped
+from scheduler.rescue import find_lost_messages, find_stopped, rescue_expired
 from scheduler.split import Splitter, cut
 from tests.support.crawling import (
     NewJob,
@@ -205,7 +213,7 @@ def test_a_chunk_with_outcomes_waits_for_all_that_it_needs(engine, leader):
     [message] = dispatch(leader)
     with transaction(engine) as session:
         pause_job(session, job.id)
-    drain_stopped(leader)
+    drain_stopped(Stages(leader))
     assert start(engine, message) is None
     change(engine, "UPDATE crawl_jobs SET paused_at = NULL")
     with transaction(engine) as session:
@@ -260,7 +268,7 @@ def test_credits_that_come_back_between_two_looks_are_enough(engine, leader, mon
 
 def submit(engine: Engine, store: Store, lines: int, *, max_images: int | None = None) -> NewJob:
     """A job over a stored list of ``lines`` URLs."""
-    owner = new_job(engine, [], balance=100_000, source_kind=None)
+    owner = new_job(engine, [], balance=100_000)
     body = b"".join(b"http://images.test/%d.jpg\n" % number for number in range(lines))
     store.put("inputs/list.txt", body)
     files = [{"name": "list.txt", "bytes": len(body), "candidates": lines}]
@@ -276,8 +284,8 @@ def submit(engine: Engine, store: Store, lines: int, *, max_images: int | None =
         unit_price=1,
         fingerprint="f",
     )
+    change(engine, "DELETE FROM crawl_jobs WHERE id = :id", id=owner.id)
     with transaction(engine) as session:
-        session.connection().exec_driver_sql("DELETE FROM crawl_jobs")
         job_id = create_job(session, request, store.root)
     return NewJob(job_id, [], owner.user_id, owner.account_id)
 
@@ -396,6 +404,34 @@ def test_an_input_that_cannot_be_read_is_tried_later(engine, leader, store):
     assert splitter.split()
 
 
+def test_every_job_is_split_in_turn(engine, leader, store, monkeypatch):
+    """A round that has no more time goes on with the next job in the next round, the most urgent first."""
+    monkeypatch.setattr("scheduler.split.ROUND_SECONDS", 0)
+    jobs = [submit(engine, store, 20_001) for _ in range(3)]
+    change(engine, "UPDATE crawl_jobs SET priority = 9 WHERE id = :id", id=jobs[2].id)
+    splitter = Splitter(leader, store)
+
+    def steps() -> list[int]:
+        return [read_job(engine, job.id)["source_step"] for job in jobs]
+
+    rounds = []
+    while splitter.split():
+        rounds.append(steps())
+    once = [[0, 0, 1], [1, 0, 1], [1, 1, 1]]
+    assert rounds == [[done + turn for done in row] for turn in range(3) for row in once]
+
+
+def test_a_step_that_fails_costs_only_its_own_job(engine, leader, store):
+    """A row that cannot be split stops neither the others nor the scheduler."""
+    bad, good = submit(engine, store, 60), submit(engine, store, 60)
+    change(engine, "INSERT INTO job_chunks (job_id, chunk_index) VALUES (:id, 0)", id=bad.id)
+    splitter = Splitter(leader, store)
+    # Writing the error down may take all of the first round's time.
+    assert splitter.split() or splitter.split()
+    assert read_job(engine, bad.id)["source_step"] == 0
+    assert read_job(engine, good.id)["source_state"] == "exhausted"
+
+
 def test_chunks_are_no_larger_than_asked():
     """The setting bounds the first chunks too, and no candidates make no chunks."""
     assert [len(chunk.candidates) for chunk in cut(candidates(0, 70), 0, 30)] == [30, 30, 10]
@@ -456,13 +492,131 @@ def test_a_cancelled_job_is_drained_and_closed(engine, leader, store):
     with transaction(engine) as session:
         assert cancel_job(session, job.id)
     splitter.end_sources()
-    drain_stopped(leader)
+    drain_stopped(Stages(leader))
     assert close_jobs(leader) == 1
     row = read_job(engine, job.id)
     assert (row["status"], row["valid_images"], row["failures"]) == ("cancelled", 50, {"cancelled": 350})
     assert balance_of(engine, job) == 100_000 - 50
     assert query(engine, "SELECT type FROM notifications") == [("info",)]
     check_books(engine)
+
+
+# --------------------------------------------------------------------------------------------------- loop
+
+
+def test_a_stage_that_fails_is_tried_again_later(leader):
+    """Its error is not the scheduler's end, other stages and jobs go on, and it waits a few seconds."""
+    stages = Stages(leader)
+    calls = []
+
+    def fail() -> str:
+        calls.append("called")
+        with leader.transaction() as session:
+            session.execute(text("SELECT 1 / 0"))
+        return "done"
+
+    assert stages.run("drain", fail, "failed", 1) == "failed"
+    assert stages.run("drain", fail, "failed", 1) == "failed"
+    assert len(calls) == 1
+    assert stages.run("drain", lambda: "done", "failed", 2) == "done"
+    stages.retry_at["drain", 1] = 0
+    assert stages.run("drain", lambda: "done", "failed", 1) == "done"
+    assert not stages.retry_at
+
+
+def test_a_lost_session_is_no_failed_stage(engine, leader):
+    """It ends the leadership: another connection would write without the lock."""
+    [pid] = lock_holders(engine)
+
+    def write_without_session() -> None:
+        change(engine, "SELECT pg_terminate_backend(:pid, 5000)", pid=pid)
+        with leader.transaction() as session:
+            session.execute(text("SELECT"))
+
+    with pytest.raises(OperationalError):
+        Stages(leader).run("drain", write_without_session, None)
+
+
+def test_a_job_that_cannot_be_drained_stops_no_other(engine, leader):
+    """One cancelled job with a broken row stays as it is while the next is drained."""
+    broken, fine = new_job(engine, [3]), new_job(engine, [3])
+    change(engine, "UPDATE job_chunks SET image_range = '{}' WHERE job_id = :id", id=broken.id)
+    with transaction(engine) as session:
+        assert cancel_job(session, broken.id)
+        assert cancel_job(session, fine.id)
+    stages = Stages(leader)
+    drain_stopped(stages)
+    assert list(stages.retry_at) == [("drain", broken.id)]
+    assert close_jobs(leader) == 1
+    assert read_job(engine, fine.id)["status"] == "cancelled"
+
+
+def test_leases_are_judged_once_workers_could_renew_them():
+    """Not right after the leadership began, nor after a gap in it, even one that only the wall clock shows."""
+    patience = Patience(100.0, 1000.0)
+    assert not patience.over(100.0, 1000.0)
+    now, wall = 100.0, 1000.0
+    for gap in (0.0, GAP_SECONDS_MAX + 1):
+        wall += gap
+        for _ in range(int(RENEWAL_SECONDS)):
+            assert not patience.over(now, wall)
+            now, wall = now + 1, wall + 1
+        assert patience.over(now, wall)
+    now, wall = now + GAP_SECONDS_MAX + 1, wall + GAP_SECONDS_MAX + 1
+    assert not patience.over(now, wall)
+
+
+def test_lost_messages_do_not_pile_up(engine, leader):
+    """A message is sent again only for chunks that have none, and only while a worker could take it."""
+    new_job(engine, [2] * 3)
+    messages = queue_ready(engine)
+    change(engine, "UPDATE job_chunks SET queued_at = now() - interval '2 min'")
+    assert find_lost_messages(leader, 0) == []
+    set_slots(engine, 2)
+    assert find_lost_messages(leader, 3) == []
+    assert len(find_lost_messages(leader, 2)) == 1
+    change(engine, "UPDATE job_chunks SET queued_at = now() - interval '6 s'")
+    assert find_lost_messages(leader, 2) == []
+    assert {each.chunk_id for each in find_lost_messages(leader, 0)} == {each.chunk_id for each in messages}
+
+
+def test_only_jobs_with_something_to_drain_are_stopped(engine, leader):
+    """A paused job is looked at while it holds credits, a cancelled one while a chunk waits."""
+    paused, cancelled = new_job(engine, [2]), new_job(engine, [2])
+    [_, message] = queue_ready(engine)
+    with transaction(engine) as session:
+        pause_job(session, paused.id)
+        cancel_job(session, cancelled.id)
+    assert find_stopped(leader) == [(paused.id, False), (cancelled.id, True)]
+    assert start(engine, message) is None
+    drain_stopped(Stages(leader))
+    assert find_stopped(leader) == []
+    check_books(engine)
+
+
+def test_a_job_of_another_service_is_left_alone(engine, leader, store):
+    """Without a source nothing is split, dispatched, drained or refreshed; cancelling ends it at once."""
+    set_slots(engine, 4)
+    foreign = new_job(engine, [2], source_kind=None, source_state=SourceState.SPLITTING)
+    change(engine, """UPDATE crawl_jobs SET task_ids = '["theirs"]'""")
+    change(engine, "UPDATE job_chunks SET candidates = NULL, size = 0")
+    splitter = Splitter(leader, store)
+    with transaction(engine) as session:
+        pause_job(session, foreign.id)
+        refresh_task_ids(session)
+    change(engine, "UPDATE crawl_jobs SET paused_at = NULL")
+    assert not splitter.split()
+    assert dispatch(leader) == []
+    assert read_job(engine, foreign.id)["task_ids"] == ["theirs"]
+    with transaction(engine) as session:
+        assert cancel_job(session, foreign.id)
+        assert not cancel_job(session, foreign.id)
+    row = read_job(engine, foreign.id)
+    assert (row["status"], row["completed_at"] is None) == ("cancelled", False)
+    splitter.end_sources()
+    assert find_stopped(leader) == []
+    assert close_jobs(leader) == 0
+    assert read_job(engine, foreign.id)["source_state"] == "splitting"
 
 
 # -------------------------------------------------------------------------------------------------- broker

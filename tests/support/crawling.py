@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from models import Profile
 from models.candidates import pack_candidates
 from models.database import transaction
-from models.jobs import SourceState
+from models.jobs import SourceKind, SourceState
 from models.lifecycle import StartedChunk, start_chunk
 from models.outcomes import Accepted, Candidate, ImageFormat, Reason, Refused
 from models.queueing import Message, claim_chunks, queue_chunks
@@ -79,7 +79,8 @@ def new_job(
     **columns: Any,
 ) -> NewJob:
     """A job of ``owner``'s user, or of a new one, with a pending chunk for each of ``sizes``."""
-    columns = {"source_state": SourceState.EXHAUSTED, "store_url": "file:///store"} | columns
+    source = {"source_kind": SourceKind.URL_LIST, "source_state": SourceState.EXHAUSTED}
+    columns = source | {"store_url": "file:///store"} | columns
     with Session(engine) as session:
         if owner is None:
             user = create_profile(session, balance=balance, monthly_limit=monthly_limit)

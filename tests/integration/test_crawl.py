@@ -1,0 +1,131 @@
+"""One chunk in a pool child's own process: what breaks off costs nobody else, and nothing is lost."""
+
+import datetime
+import threading
+import time
+
+import pytest
+
+from models.candidates import pack_candidates
+from models.outcomes import Candidate
+from models.settings import Settings, read_settings
+from tests.support.crawling import NewJob, change, check_books, new_job, queue_ready, read_chunk, read_job
+from tests.support.site import Site
+from worker.child import Child
+from worker.crawl import crawl_chunk
+
+
+@pytest.fixture
+def site():
+    """A site with held pictures."""
+    with Site() as opened:
+        yield opened
+
+
+@pytest.fixture
+def settings(database_url, tmp_path) -> Settings:
+    """Settings of a worker on this test's database."""
+    return read_settings(
+        home=tmp_path, database_url=database_url, allowed_networks="127.0.0.0/8", lease_seconds=5
+    )
+
+
+@pytest.fixture
+def child(settings):
+    """What a pool child has open."""
+    opened = Child(settings)
+    yield opened
+    opened.close()
+
+
+def job_of(engine, urls: list[str], store_url: str) -> NewJob:
+    """A job of one chunk with these URLs."""
+    job = new_job(engine, [len(urls)], source_kind="url_list", store_url=store_url)
+    packed = pack_candidates([Candidate(place, url, place + 1) for place, url in enumerate(urls)])
+    change(engine, "UPDATE job_chunks SET candidates = :packed", packed=packed)
+    return job
+
+
+def crawl(child: Child, engine) -> int:
+    """Queue the chunk and crawl it; its id."""
+    [message] = queue_ready(engine)
+    child.run(crawl_chunk(child, message.chunk_id, message.attempt))
+    return message.chunk_id
+
+
+def test_a_chunk_is_crawled_to_its_end(engine, child, site, tmp_path) -> None:
+    """Images are stored, failures named, the hold settled."""
+    urls = [f"{site.url}/free/{number}" for number in range(5)] + [f"{site.url}/missing", "no URL"]
+    job = job_of(engine, urls, (tmp_path / "images").as_uri())
+    chunk = read_chunk(engine, crawl(child, engine))
+    assert (chunk["status"], chunk["accepted"], chunk["failed"]) == ("completed", 5, 2)
+    assert read_job(engine, job.id)["failures"] == {"http_status": 1, "invalid_url": 1}
+    assert len(list((tmp_path / "images").iterdir())) == 5
+    check_books(engine)
+
+
+def test_without_its_store_a_chunk_is_parked(engine, child, site, tmp_path) -> None:
+    """A store that cannot be written gives the chunk back for later: no outcome, no retry counted, hold kept."""
+    (tmp_path / "file").write_text("in the way")
+    job = job_of(engine, [f"{site.url}/free/1"], (tmp_path / "file" / "images").as_uri())
+    chunk = read_chunk(engine, crawl(child, engine))
+    assert (chunk["status"], chunk["retry_count"], chunk["failed"]) == ("pending", 0, 0)
+    assert chunk["available_at"] > datetime.datetime.now(datetime.UTC)
+    assert read_job(engine, job.id)["active_chunks"] == 0
+    check_books(engine)
+
+
+def test_what_nobody_expected_is_one_outcome(engine, child, site, tmp_path, monkeypatch) -> None:
+    """A bug that one candidate meets ends that candidate; the others are accepted."""
+    broken = f"{site.url}/free/3"
+    real = Child.in_decoder
+
+    async def in_decoder(self, function, store, candidate, *rest):
+        if candidate.url == broken:
+            raise ZeroDivisionError("a bug")
+        return await real(self, function, store, candidate, *rest)
+
+    monkeypatch.setattr(Child, "in_decoder", in_decoder)
+    job = job_of(engine, [f"{site.url}/free/{number}" for number in range(5)], tmp_path.as_uri())
+    chunk = read_chunk(engine, crawl(child, engine))
+    assert (chunk["status"], chunk["accepted"], chunk["failed"]) == ("completed", 4, 1)
+    assert read_job(engine, job.id)["failures"] == {"corrupt": 1}
+    check_books(engine)
+
+
+def test_a_chunk_that_breaks_off_is_rescued_at_once(engine, child, site, tmp_path, monkeypatch) -> None:
+    """A bug around the whole chunk ends its lease now instead of when it would have run out."""
+
+    async def sync(self, *_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(Child, "aside", sync)
+    job_of(engine, [f"{site.url}/free/1"], tmp_path.as_uri())
+    chunk = read_chunk(engine, crawl(child, engine))
+    assert chunk["status"] == "processing"
+    assert chunk["lease_until"] <= datetime.datetime.now(datetime.UTC)
+
+
+def test_the_lease_is_renewed_while_the_store_is_slow(engine, child, site, tmp_path, monkeypatch) -> None:
+    """A sync that takes long does not cost the chunk its lease."""
+    seen = []
+    real = Child.aside
+
+    async def slow(self, function, *arguments):
+        before = read_chunk(engine, 1)["lease_until"]
+        released = threading.Event()
+
+        def wait() -> None:
+            deadline = time.monotonic() + 20
+            while read_chunk(engine, 1)["lease_until"] == before and time.monotonic() < deadline:
+                released.wait(0.05)
+
+        await real(self, wait)
+        seen.append(read_chunk(engine, 1)["lease_until"] > before)
+        return await real(self, function, *arguments)
+
+    monkeypatch.setattr(Child, "aside", slow)
+    job_of(engine, [f"{site.url}/free/1"], tmp_path.as_uri())
+    assert crawl(child, engine) == 1
+    assert seen == [True]
+    assert read_chunk(engine, 1)["status"] == "completed"
