@@ -227,6 +227,15 @@ def close_job(session: Session) -> int | None:
     return int(row.id)
 
 
+FOLDER = text("SELECT store_url FROM crawl_jobs WHERE id = :job_id")
+
+
+def folder_of(session: Session, job_id: int) -> str | None:
+    """Where a job's images are stored, as a URL."""
+    url: str | None = session.execute(FOLDER, {"job_id": job_id}).scalar_one()
+    return url
+
+
 REFRESH_TASKS = text(f"""
 UPDATE crawl_jobs j SET task_ids = coalesce(live.ids, '[]')
 FROM crawl_jobs k LEFT JOIN (

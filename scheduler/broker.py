@@ -7,12 +7,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import structlog
+from kombu import Connection
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from models.queueing import Message
 from models.settings import Settings
-from worker.app import CRAWL_CHUNK, QUEUE, app, celery_priority
+from worker.app import CRAWL_CHUNK, QUEUE, app, celery_priority, configuration
 
 AWAY = (OperationalError, RedisError, OSError)
 RETRY_ONCE = {"max_retries": 1, "interval_start": 0, "interval_step": 0}
@@ -66,3 +67,10 @@ class Broker:
     def close(self) -> None:
         """Close the connections."""
         app.close()
+
+
+def ping_broker(settings: Settings) -> None:
+    """Raise kombu's OperationalError when Redis is not there."""
+    options = configuration(settings)["broker_transport_options"] | SOON
+    with Connection(settings.broker_url, transport_options=options) as connection:
+        connection.ensure_connection(max_retries=1, interval_start=0)

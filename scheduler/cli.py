@@ -151,7 +151,7 @@ def _explain(error: Exception) -> tuple[int, str]:
     elif isinstance(error, StoreError):
         sentence = f"The store cannot be used: {error}."
     elif isinstance(error, (BrokerError, RedisError)):
-        sentence = f"Redis cannot be used: {error}."
+        sentence = f"Redis cannot be used: {str(error).rstrip('.')}: check PIXTRAWL_REDIS_URL."
     elif isinstance(error, DBAPIError) and transient(error):
         sentence = f"PostgreSQL does not answer: {str(error.orig).strip().splitlines()[0]}."
     elif not isinstance(error, (ServicesError, UnreachableError, SchemaError)):

@@ -10,14 +10,14 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 
 from models.database import connection_lost, transient
-from models.job_lifecycle import close_job, refresh_task_ids, unblock_jobs
+from models.job_lifecycle import close_job, folder_of, refresh_task_ids, unblock_jobs
 from models.settings import Settings
 from scheduler.broker import Broker
 from scheduler.dispatch import dispatch
 from scheduler.leader import Leader, leadership
 from scheduler.rescue import drain_job, find_lost_messages, find_stopped, rescue_expired
 from scheduler.split import Splitter
-from worker.store import open_store
+from worker.store import open_store, sweep_partial
 
 BUSY_SECONDS = 0.02
 IDLE_SECONDS = 0.2
@@ -25,6 +25,8 @@ UPKEEP_SECONDS = 1.0
 RECONNECT_SECONDS = 1.0
 RETRY_SECONDS = 5.0
 GAP_SECONDS_MAX = 5.0
+PARTIAL_SECONDS = 5.0
+"""A put takes milliseconds: what is still partial after so long was left by a crash."""
 RENEWAL_SECONDS = 6.0
 """So long workers have to renew leases that ran out while they could not."""
 
@@ -143,10 +145,13 @@ def close_jobs(leader: Leader) -> int:
     while True:
         with leader.transaction() as session:
             job_id = close_job(session)
+            folder = None if job_id is None else folder_of(session, job_id)
         if job_id is None:
             return closed
         closed += 1
         log.info("job_closed", job=job_id)
+        if folder is not None:
+            leader.meanwhile(sweep_partial, folder, PARTIAL_SECONDS)
 
 
 def upkeep(stages: Stages, broker: Broker, *, patient: bool) -> None:

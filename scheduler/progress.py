@@ -6,7 +6,7 @@ Progress goes to standard error: a live bar on a terminal, plain lines elsewhere
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -225,7 +225,14 @@ def summary(job: Mapping[str, Any]) -> RenderableType:
     table.add_row(
         "credits charged", count(job["credits"]["charged"]), f"{count(held)} more held" if held else ""
     )
-    return Group(_title(job), table, Text(f"images in {place(job['store_url'] or '')}", overflow="fold"))
+    where = Text(f"images in {place(job['store_url'] or '')}", overflow="fold")
+    return Group(_title(job), table, where, *[Text(hint) for hint in hints(job)])
+
+
+def hints(job: Mapping[str, Any]) -> Iterator[str]:
+    """What to do when one reason explains most of a job."""
+    if 2 * job["failures"].get("blocked_address", 0) > job["total_images"]:
+        yield "Most addresses are not public: if they are your own, set PIXTRAWL_ALLOWED_NETWORKS."
 
 
 def _title(job: Mapping[str, Any]) -> Text:

@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 
 from models.database import make_engine
 from models.settings import Settings
+from scheduler.broker import ping_broker
 from scheduler.connect import connected
 from scheduler.interrupts import Interrupts
 from scheduler.parts import Parts
@@ -80,6 +81,7 @@ def running(settings: Settings, concurrency: int | None, say: Callable[[str], No
     Raises what ``connected`` raises.
     """
     with connected(settings) as joined, Interrupts(STOPPING, say) as interrupts:
+        ping_broker(joined)
         parts = Parts(
             joined,
             say,

@@ -9,6 +9,7 @@ import errno
 import os
 import re
 import sys
+import time
 import urllib.parse
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -53,6 +54,8 @@ CONDITIONS = {
     errno.ENFILE: "too many open files on this machine",
 }
 TRANSIENT_CONDITIONS = frozenset({errno.EMFILE, errno.ENFILE})
+
+_PARTIAL = re.compile(r"[0-9a-f]{64}\.[a-z]+#[0-9]+")
 
 
 class StoreError(Exception):
@@ -193,7 +196,9 @@ class Store:
 
 
 class FolderStore(Store):
-    """Objects in a local folder. A crash can leave a ``name#1`` file, which no call here ever shows."""
+    """Objects in a local folder. A crash can leave a ``name#1`` file, which no call here shows; see
+    sweep_partial.
+    """
 
     def __init__(self, folder: Path) -> None:
         try:
@@ -217,6 +222,24 @@ class FolderStore(Store):
 
     def _put_options(self, name: str) -> dict[str, Any]:  # noqa: ARG002 - a file has no content type
         return {}
+
+
+def sweep_partial(url: str, seconds: float) -> int:
+    """Delete the files that puts broken off by a crash left in a local folder more than ``seconds`` ago.
+
+    Only names that obstore gives to an image under way (``<sha256>.<extension>#<number>``) are touched.
+    Returns how many were deleted; other stores leave nothing behind.
+    """
+    folder = Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path))
+    if not url.startswith("file://") or not folder.is_dir():
+        return 0
+    swept = 0
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if _PARTIAL.fullmatch(entry.name) and entry.stat().st_mtime < time.time() - seconds:
+                Path(entry.path).unlink(missing_ok=True)
+                swept += 1
+    return swept
 
 
 def open_store(url: str) -> Store:

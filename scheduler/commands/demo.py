@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import ipaddress
 import os
+import shlex
 import shutil
 import tempfile
 import time
@@ -78,7 +79,9 @@ def demo(images: int, keep: bool, sheet: Path) -> int:
         present(site, findings)
         draw_sheet(findings, sheet)
         if keep:
-            click.echo(f"Kept in {settings.home}: PIXTRAWL_HOME={settings.home} pixtrawl show 1")
+            click.echo(
+                f"Kept in {settings.home}: PIXTRAWL_HOME={shlex.quote(str(settings.home))} pixtrawl show 1"
+            )
     for difference in differences:
         click.echo(f"✗ {difference}")
     verdict = f"{len(differences)} figures differ" if differences else "✓ Every figure agrees"

@@ -1,6 +1,7 @@
 """``pixtrawl up``: services, scheduler, worker and Flower in one terminal until Ctrl-C. Crawls nothing itself."""
 
 import os
+import shlex
 import socket
 import threading
 from collections.abc import Callable
@@ -68,7 +69,7 @@ def banner(joined: Settings, settings: Settings, listener: socket.socket, slots:
     """What runs where, and what to type next."""
     where = f"embedded, in {settings.home}" if settings.embedded else "your own PostgreSQL and Redis"
     port = listener.getsockname()[1]
-    home = "" if settings.home == default_home() else f"PIXTRAWL_HOME={settings.home} "
+    home = "" if settings.home == default_home() else f"PIXTRAWL_HOME={shlex.quote(str(settings.home))} "
     return "\n".join(
         [
             f"Pixtrawl is up ({where}); {slots} chunks at once; images go to {joined.store}",

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from models.database import transaction
 from models.members import create_local_profile
 from scheduler.cli import main
 from scheduler.devstack import Layout
-from tests.support.crawling import check_books
+from tests.support.crawling import check_books, query
 from tests.support.factories import create_profile
 from tests.support.processes import Command, call, environment, part_of, processes_of, until
 from tests.support.site import Site
@@ -118,6 +119,18 @@ def test_run_ends_when_the_credits_do(site, home, tmp_path, services, database_u
     assert run.process.returncode == 1, run.errors
     assert "blocked: out of credits: 3 images accepted. Add credits with" in run.errors
     assert stored(tmp_path) == 3
+
+
+def test_run_without_redis_says_so_and_submits_nothing(home, tmp_path, external, engine) -> None:
+    """A Redis that cannot be reached is one sentence and exit code 3; there is no job."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    shell = external | {"PIXTRAWL_REDIS_URL": f"redis://127.0.0.1:{port}/0"}
+    (tmp_path / "urls.txt").write_text("http://127.0.0.1/1.jpg\n")
+    run = call(tmp_path, shell, "run", "urls.txt")
+    assert run.process.returncode == 3
+    assert "check PIXTRAWL_REDIS_URL" in run.errors
+    assert query(engine, "SELECT count(*) FROM crawl_jobs") == [(0,)]
 
 
 @needs_proc

@@ -462,6 +462,20 @@ def test_a_job_ends_once_and_its_owner_is_told(engine, leader):
     check_books(engine)
 
 
+def test_a_closed_job_leaves_no_partial_file(engine, leader, tmp_path):
+    """What a killed worker left half written in the job's folder is gone when the job has ended."""
+    partial_file = tmp_path / f"{'a' * 64}.jpg#1"
+    partial_file.touch()
+    os.utime(partial_file, (1, 1))
+    job = new_job(engine, [1], source_state="exhausted", store_url=tmp_path.as_uri())
+    started = start_next(engine)
+    with transaction(engine) as session:
+        settle_chunk(session, started.fence, [refused(0)])
+    assert close_jobs(leader) == 1
+    assert read_job(engine, job.id)["status"] == "completed"
+    assert not partial_file.exists()
+
+
 def test_a_job_with_a_failed_chunk_has_failed(engine, leader):
     """It ends like any other, and says so."""
     job = new_job(engine, [2, 2])

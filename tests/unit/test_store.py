@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from worker.store import MissingObjectError, StoreError, open_store
+from worker.store import MissingObjectError, StoreError, open_store, sweep_partial
 
 NAME = "jobs/12/ab01cd.jpg"
 
@@ -355,3 +355,17 @@ def test_threads_write_at_once(store):
         body = store.read(entry.name, 0, 5000)
         assert len(set(body)) == 1
         assert len(body) == 5000
+
+
+def test_a_sweep_takes_only_what_a_crash_left(tmp_path):
+    """Old partial images go; fresh ones, whole images and other people's files stay."""
+    whole, old, fresh = (f"{letter * 64}.jpg" for letter in "abc")
+    for name in (whole, f"{old}#1", f"{fresh}#2", "notes.txt#1"):
+        (tmp_path / name).write_bytes(b"x")
+        if name != f"{fresh}#2":
+            os.utime(tmp_path / name, (1, 1))
+    assert sweep_partial(tmp_path.as_uri(), 60) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {whole, f"{fresh}#2", "notes.txt#1"}
+    assert (
+        sweep_partial((tmp_path / "not there").as_uri(), 60) == sweep_partial("s3://bucket/jobs/1", 60) == 0
+    )
