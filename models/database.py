@@ -89,6 +89,11 @@ def connection_lost(error: BaseException) -> bool:
     return gone or (isinstance(error, OperationalError) and not code)
 
 
+def first_line(error: BaseException) -> str:
+    """What the driver said, without the statement that SQLAlchemy adds: for one line of a log or a sentence."""
+    return str(getattr(error, "orig", None) or error).strip().split("\n")[0]
+
+
 def transient(error: BaseException) -> bool:
     """Whether the same transaction may succeed when it is run again: lost connection, deadlock, lock timeout."""
     if connection_lost(error):
@@ -152,7 +157,7 @@ def ping(url: str) -> str:
             version: Any = connection.execute(text("SHOW server_version")).scalar_one()
             return str(version).split()[0]
     except DBAPIError as error:
-        reason = str(error.orig).strip().splitlines()[0] if error.orig else str(error)
+        reason = first_line(error)
         raise UnreachableError(f"PostgreSQL is not reachable at {masked(engine.url)}: {reason}") from None
     finally:
         engine.dispose()

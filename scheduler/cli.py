@@ -13,7 +13,9 @@ from typing import Any
 
 import click
 
-FAILED, REFUSED, UNREACHABLE, INTERRUPTED = 1, 2, 3, 130
+from scheduler.interrupts import INTERRUPTED
+
+FAILED, REFUSED, UNREACHABLE = 1, 2, 3
 
 COMMANDS = {
     "Crawl": {
@@ -138,7 +140,7 @@ def _explain(error: Exception) -> tuple[int, str]:
     from sqlalchemy.exc import DBAPIError
 
     from models.credits import CreditError
-    from models.database import SchemaError, UnreachableError, transient
+    from models.database import SchemaError, UnreachableError, first_line, transient
     from models.settings import SettingsError
     from scheduler.enqueue import RequestError
     from scheduler.progress import UnknownJobError
@@ -153,7 +155,7 @@ def _explain(error: Exception) -> tuple[int, str]:
     elif isinstance(error, (BrokerError, RedisError)):
         sentence = f"Redis cannot be used: {str(error).rstrip('.')}: check PIXTRAWL_REDIS_URL."
     elif isinstance(error, DBAPIError) and transient(error):
-        sentence = f"PostgreSQL does not answer: {str(error.orig).strip().splitlines()[0]}."
+        sentence = f"PostgreSQL does not answer: {first_line(error)}."
     elif not isinstance(error, (ServicesError, UnreachableError, SchemaError)):
         code, sentence = FAILED, _bug(error)
     return code, sentence

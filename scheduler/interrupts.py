@@ -8,6 +8,9 @@ from typing import Any, Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+INTERRUPTED = 130
+"""Exit code of a command that was interrupted, as shells have it (128 + SIGINT)."""
+
 
 class Interrupts:
     """A context manager for the main thread. ``stop`` is set by the first signal, or by a part that failed.

@@ -14,7 +14,7 @@ import structlog
 from sqlalchemy import Connection, text
 from sqlalchemy.orm import Session
 
-from models.database import make_engine
+from models.database import connection_lost, make_engine
 from models.settings import Settings
 
 LOCK = 0x70697874  # "pixt"
@@ -41,6 +41,10 @@ class Leader:
         """One transaction on the leader's connection."""
         with Session(self.connection, expire_on_commit=False) as session, session.begin():
             yield session
+
+    def lost_by(self, error: BaseException) -> bool:
+        """Whether ``error`` cost the session, and with it the lock: nothing more may be written then."""
+        return connection_lost(error) or self.connection.invalidated
 
     def meanwhile(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Call something that may be slow and needs no transaction, and keep the session alive meanwhile."""

@@ -9,7 +9,7 @@ from typing import TypeVar
 import structlog
 from sqlalchemy.exc import DBAPIError
 
-from models.database import connection_lost, transient
+from models.database import first_line, transient
 from models.job_lifecycle import close_job, folder_of, refresh_task_ids, unblock_jobs
 from models.settings import Settings
 from scheduler.broker import Broker
@@ -46,7 +46,7 @@ def run_scheduler(settings: Settings, stop: threading.Event) -> None:
             except DBAPIError as error:
                 if not transient(error):
                     raise
-                log.warning("database_away", error=str(error.orig).strip().split("\n")[0])
+                log.warning("database_away", error=first_line(error))
                 stop.wait(RECONNECT_SECONDS)
     finally:
         broker.close()
@@ -72,7 +72,7 @@ class Stages:
         try:
             return function()
         except Exception as error:
-            if connection_lost(error) or self.leader.connection.invalidated:
+            if self.leader.lost_by(error):
                 raise
             log.exception("stage_failed", stage=stage, **({} if job is None else {"job": job}))
             self.retry_at[stage, job] = time.monotonic() + RETRY_SECONDS

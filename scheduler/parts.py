@@ -236,6 +236,18 @@ def tended(home: Path, say: Callable[[str], None]) -> Iterator[None]:
         thread.join()
 
 
+@contextlib.contextmanager
+def standing(settings: Settings, say: Callable[[str], None]) -> Iterator[Settings]:
+    """Settings with both URLs for a command that runs for long: embedded services are joined and tended."""
+    if not settings.embedded:
+        yield settings
+        return
+    from scheduler.connect import connected
+
+    with connected(settings) as joined, tended(settings.home, say):
+        yield joined
+
+
 def tend_once(home: Path, say: Callable[[str], None]) -> None:
     """Start the guardian again if it was killed, and say so."""
     try:

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 
 import structlog
 
-from models.database import connection_lost
 from models.jobs import SourceState
 from models.outcomes import Candidate
 from models.splitting import (
@@ -63,7 +62,7 @@ class Splitter:
         try:
             return self.step(job)
         except Exception as error:
-            if connection_lost(error) or self.leader.connection.invalidated:
+            if self.leader.lost_by(error):
                 raise
             log.exception("stage_failed", stage="split", job=job.id)
             self.retry_at[job.id] = time.monotonic() + RETRY_SECONDS
@@ -75,7 +74,7 @@ class Splitter:
             candidates, cursor, exhausted = self.leader.meanwhile(
                 read_step, self.store, job.source, job.cursor, min(job.wanted, STEP_CANDIDATES)
             )
-        except (StoreError, LookupError, TypeError) as error:
+        except StoreError as error:
             log.error("source_unreadable", job=job.id, error=repr(error))  # noqa: TRY400 - not a bug of ours
             self.retry_at[job.id] = time.monotonic() + RETRY_SECONDS
             return False

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import idna
 
 from models.outcomes import Reason
+from models.settings import IPNetwork
 from worker.errors import AddressError
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
-IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 URL_LENGTH_MAX = 8192
 HOST_LENGTH_MAX = 253

@@ -14,7 +14,7 @@ from celery import bootsteps
 from sqlalchemy import Engine, TextClause, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from models.database import make_engine, transaction
+from models.database import first_line, make_engine, transaction
 
 HEARTBEAT_SECONDS = 3
 LEAVING = mmap.mmap(-1, 1)
@@ -107,7 +107,7 @@ class Heartbeat(bootsteps.StartStopStep):
                 session.execute(statement, row)
         except SQLAlchemyError as error:
             if self.reachable:
-                log.warning("database_away", worker=row["name"], error=str(error).splitlines()[0])
+                log.warning("database_away", worker=row["name"], error=first_line(error))
             self.reachable = False
         else:
             if not self.reachable:

@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from worker.address import IPNetwork, check_address
+from models.settings import IPNetwork
+from worker.address import check_address
 from worker.errors import AddressError
 
 DNS_THREADS = 32

@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from models.database import connection_lost, transaction, transient
+from models.database import connection_lost, first_line, transaction, transient
 from models.lifecycle import Fence, StartedChunk, already_written, start_chunk
 from models.recording import Tally
 from worker.presence import leaving
@@ -45,7 +45,7 @@ def persist(chunk_id: int, write: Callable[[bool], Result]) -> Result:
                 "database_retry",
                 chunk=chunk_id,
                 attempt=attempt,
-                error=str(error.orig).strip().split("\n")[0],
+                error=first_line(error),
             )
             time.sleep(min(BACKOFF_SECONDS_MAX, 0.1 * 2**attempt))
 

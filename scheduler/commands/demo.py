@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from models.settings import Settings, read_settings
+from scheduler.interrupts import INTERRUPTED
 from scheduler.printing import count, print_table, size
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from scheduler.system import System
 
 FAILED = 1
-INTERRUPTED = 130
 IMAGE_BYTES_MAX = 8 * 1024 * 1024
 LOOPBACK = ipaddress.ip_network("127.0.0.0/8")
 SHEET = "pixtrawl-demo.png"

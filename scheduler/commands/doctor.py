@@ -15,7 +15,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from models.database import SchemaError, UnreachableError, make_engine, ping, revisions
+from models.database import SchemaError, UnreachableError, first_line, make_engine, ping, revisions
 from models.settings import Settings, read_settings
 from scheduler.commands.options import json_option
 from scheduler.printing import print_json
@@ -155,7 +155,7 @@ def check_database(settings: Settings) -> Iterator[Check]:
         if schema.state is State.OK:
             yield from check_company(engine)
     except DBAPIError as error:
-        yield Check("schema", State.FAILED, str(error.orig).strip().splitlines()[0])
+        yield Check("schema", State.FAILED, first_line(error))
     finally:
         engine.dispose()
 

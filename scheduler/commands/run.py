@@ -11,10 +11,10 @@ import click
 from models.jobs import BlockedReason, JobStatus
 from models.settings import Settings, read_settings
 from scheduler.commands.options import json_option
+from scheduler.interrupts import INTERRUPTED
 from scheduler.printing import counted, print_json, print_rich, state
 
 FAILED = 1
-INTERRUPTED = 130
 WAY_OUT = {
     BlockedReason.OUT_OF_CREDITS: "Add credits with `pixtrawl credits grant`.",
     BlockedReason.MONTHLY_LIMIT: "Wait for the next month, or have the account's monthly limit raised.",

@@ -2,15 +2,13 @@
 
 import signal
 import threading
-from contextlib import ExitStack
 from functools import partial
 
 import click
 
 from models.settings import read_settings
-from scheduler.parts import follow_command, tended
-
-INTERRUPTED = 130
+from scheduler.interrupts import INTERRUPTED
+from scheduler.parts import follow_command, standing
 
 
 @click.command()
@@ -33,14 +31,7 @@ def scheduler(lifeline: int | None) -> int:
     from models.logs import configure_logs
     from scheduler.loop import run_scheduler
 
-    settings = read_settings()
-    with ExitStack() as stack:
-        if settings.embedded:
-            from scheduler.connect import connected
-
-            home = settings.home
-            settings = stack.enter_context(connected(settings))
-            stack.enter_context(tended(home, partial(click.echo, err=True)))
+    with standing(read_settings(), partial(click.echo, err=True)) as settings:
         configure_logs(settings)
         # Only now: before, Ctrl-C ends the start of the services at once.
         signal.signal(signal.SIGINT, leave)

@@ -5,16 +5,14 @@ import signal
 import socket
 import sys
 import warnings
-from contextlib import ExitStack
 from functools import partial
 
 import click
 import structlog
 
 from models.settings import Settings, read_settings
-from scheduler.parts import follow_command, tended
-
-INTERRUPTED = 130
+from scheduler.interrupts import INTERRUPTED
+from scheduler.parts import follow_command, standing
 
 
 @click.command()
@@ -33,15 +31,9 @@ def worker(concurrency: int | None, lifeline: int | None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if lifeline is not None:
         follow_command(lifeline)
-    settings = read_settings()
-    with ExitStack() as stack:
-        if settings.embedded:
-            from scheduler.connect import connected
-
-            home = settings.home
-            settings = stack.enter_context(connected(settings))
-            stack.enter_context(tended(home, partial(click.echo, err=True)))
-        elif lifeline is None:
+    given = read_settings()
+    with standing(given, partial(click.echo, err=True)) as settings:
+        if not given.embedded and lifeline is None:
             refuse_other_schema(settings)
         return run_worker(settings, concurrency or os.cpu_count() or 1)
 
