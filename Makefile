@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check format lock bench clean
+.PHONY: help venv demo test test-postgres test-migrations check format docs lock bench clean
 
 help: ## List what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
 
 venv: ## Make .venv from the hash-pinned file; reuse a fresh one, renew a stale one
 	@PYTHON="$(PYTHON)" sh .ci/venv
@@ -16,6 +16,12 @@ demo: venv ## Crawl a local site of generated photographs through the whole syst
 
 test: venv ## Run all tests on real PostgreSQL, Valkey, Celery workers and HTTP servers
 	@$(BIN)/python -m pytest -n 2
+
+test-postgres: venv ## Run all tests on another PostgreSQL (POSTGRES=/usr/lib/postgresql/15/bin)
+	@TEST_POSTGRES_BIN="$(POSTGRES)" $(BIN)/python -m pytest -n 2
+
+test-migrations: venv ## Migrate a million rows a table while others write them, and show how long they waited
+	@TEST_MIGRATION_ROWS=1000000 $(BIN)/python -m pytest tests/migration/test_online_migrations.py -o log_cli=true
 
 check: venv ## Run ruff, mypy and the import arrows
 	@$(BIN)/ruff check .
@@ -28,6 +34,9 @@ format: venv ## Format the code
 
 bench: venv ## Measure the rate beside the bare floor and img2dataset (ARGS="--rounds 3 --write")
 	@$(BIN)/python -m benchmarks.rate $(ARGS)
+
+docs: venv ## Write docs/DATABASE_SCHEMA.md from the models
+	@$(BIN)/python -m docs.database_schema
 
 lock: ## Resolve pyproject.toml again into the hash-pinned files (needs uv)
 	uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements.txt

@@ -9,7 +9,10 @@ from models.images import Failure, Image
 from models.jobs import CrawlJob, JobChunk, Project
 from models.notifications import Notification, NotificationPreference
 from models.people import ActivityLog, APIKey, Profile, UsageMetric
+from models.rules import declare_rules
 from models.workers import Worker
+
+declare_rules()
 
 __all__ = [
     "APIKey",

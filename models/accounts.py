@@ -34,7 +34,7 @@ class TransactionStatus(StrEnum):
 
 
 class CreditAccount(Base):
-    """A user's credits. ``current_balance`` is what is free to spend: open holds are already taken off it."""
+    """A user's credits."""
 
     __tablename__ = "credit_accounts"
     __table_args__ = (
@@ -45,32 +45,54 @@ class CreditAccount(Base):
         CheckConstraint("monthly_limit > 0", name="monthly_limit"),
         CheckConstraint(r"usage_period ~ '^(\d{4}-\d{2})?$'", name="usage_period"),
         UniqueConstraint("user_id"),
+        {
+            "postgresql_with": {"fillfactor": "70", "autovacuum_vacuum_scale_factor": "0.02"},
+            "comment": "Credits of a user. The balance is the sum of completed amounts and open holds.",
+        },
     )
 
-    id: Mapped[GeneratedUuid]
-    user_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("profiles.id", ondelete="CASCADE"))
-    current_balance: Mapped[Counter]
-    monthly_usage: Mapped[Counter]
-    average_daily_usage: Mapped[Decimal] = mapped_column(Numeric(10, 2), server_default=text("0"))
-    auto_refill_enabled: Mapped[bool] = mapped_column(server_default=text("false"))
-    refill_threshold: Mapped[int] = mapped_column(server_default=text("100"))
-    refill_amount: Mapped[int] = mapped_column(server_default=text("500"))
-    monthly_limit: Mapped[int] = mapped_column(server_default=text("2000"))
-    usage_period: Mapped[str] = mapped_column(String(7), server_default=text("''"))
+    id: Mapped[GeneratedUuid] = mapped_column(comment="Generated")
+    user_id: Mapped[uuid.UUID] = mapped_column(
+        ForeignKey("profiles.id", ondelete="CASCADE"), comment="Owner; one account each"
+    )
+    current_balance: Mapped[Counter] = mapped_column(
+        comment="Credits free to spend: open holds are taken off already"
+    )
+    monthly_usage: Mapped[Counter] = mapped_column(comment="Credits charged or held in usage_period")
+    average_daily_usage: Mapped[Decimal] = mapped_column(
+        Numeric(10, 2), server_default=text("0"), comment="Credits, for other services; not written here"
+    )
+    auto_refill_enabled: Mapped[bool] = mapped_column(
+        server_default=text("false"),
+        comment="Wish to be topped up automatically; this version does not act on it",
+    )
+    refill_threshold: Mapped[int] = mapped_column(
+        server_default=text("100"), comment="Balance under which a top-up is wished"
+    )
+    refill_amount: Mapped[int] = mapped_column(server_default=text("500"), comment="Credits of one top-up")
+    monthly_limit: Mapped[int] = mapped_column(
+        server_default=text("2000"), comment="Most that monthly_usage may reach; a hold beyond it is refused"
+    )
+    usage_period: Mapped[str] = mapped_column(
+        String(7),
+        server_default=text("''"),
+        comment="Month of monthly_usage (YYYY-MM in UTC), never earlier than before; empty: no hold yet",
+    )
+    closing_at: Mapped[datetime.datetime | None] = mapped_column(
+        comment="Since when it is being deleted in batches, which the ledger allows then; NULL: not closing"
+    )
     created_at: Mapped[CreatedAt]
     updated_at: Mapped[UpdatedAt]
 
     user: Mapped["Profile"] = relationship(back_populates="credit_account", lazy="selectin")
+    # The ledger refuses a DELETE of a transaction: they go by the foreign key alone.
     transactions: Mapped[list["CreditTransaction"]] = relationship(
         back_populates="account", lazy="selectin", passive_deletes="all"
     )
 
 
 class CreditTransaction(Base):
-    """One movement of credits. ``amount`` is signed; ``balance_after`` is the balance when the row reached its
-    present status. A pending usage row is the hold of one chunk; job and chunk have no foreign key because the
-    ledger outlives them.
-    """
+    """One movement of credits, or the hold of one chunk."""
 
     __tablename__ = "credit_transactions"
     __table_args__ = (
@@ -90,23 +112,51 @@ class CreditTransaction(Base):
             postgresql_where=text("type = 'usage' AND status = 'pending'"),
         ),
         Index("ix_credit_transactions_chunk_id", "chunk_id", postgresql_where=text("chunk_id IS NOT NULL")),
+        {
+            "postgresql_with": {"autovacuum_vacuum_scale_factor": "0.05"},
+            "comment": "The ledger. What has ended never changes; a pending usage row is the hold of a chunk.",
+        },
     )
 
-    id: Mapped[GeneratedUuid]
-    account_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("credit_accounts.id", ondelete="CASCADE"))
-    user_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("profiles.id", ondelete="CASCADE"))
-    type: Mapped[str] = mapped_column(String(20))
-    description: Mapped[str | None]
-    amount: Mapped[int]
-    balance_after: Mapped[int]
-    status: Mapped[str] = mapped_column(String(20), server_default=default_word(TransactionStatus.COMPLETED))
-    details: Mapped[dict[str, Any] | None] = mapped_column("metadata")
-    job_id: Mapped[int | None]
-    chunk_id: Mapped[int | None] = mapped_column(BigInteger)
-    held: Mapped[int | None]
-    unit_price: Mapped[int | None]
-    period: Mapped[str | None] = mapped_column(String(7))
-    settled_at: Mapped[datetime.datetime | None]
+    id: Mapped[GeneratedUuid] = mapped_column(comment="Generated")
+    account_id: Mapped[uuid.UUID] = mapped_column(
+        ForeignKey("credit_accounts.id", ondelete="CASCADE"), comment="Account that it moves"
+    )
+    user_id: Mapped[uuid.UUID] = mapped_column(
+        ForeignKey("profiles.id", ondelete="CASCADE"), comment="Owner of the account"
+    )
+    type: Mapped[str] = mapped_column(String(20), comment="Why credits moved")
+    description: Mapped[str | None] = mapped_column(comment="For people; NULL: none")
+    amount: Mapped[int] = mapped_column(
+        comment="Credits, negative for usage; counts when completed, and when a pending usage"
+    )
+    balance_after: Mapped[int] = mapped_column(
+        comment="Balance of the account when this row got its present status"
+    )
+    status: Mapped[str] = mapped_column(
+        String(20),
+        server_default=default_word(TransactionStatus.COMPLETED),
+        comment="Only a pending row can change; then it has ended",
+    )
+    details: Mapped[dict[str, Any] | None] = mapped_column(
+        "metadata", comment="More about it; NULL: nothing more"
+    )
+    job_id: Mapped[int | None] = mapped_column(
+        comment="Job of a hold; no foreign key, the ledger outlives jobs; NULL: no hold"
+    )
+    chunk_id: Mapped[int | None] = mapped_column(
+        BigInteger, comment="Chunk of a hold, at most one open hold each; no foreign key; NULL: no hold"
+    )
+    held: Mapped[int | None] = mapped_column(
+        comment="Credits taken when the chunk was dispatched, its worst case; NULL: no hold"
+    )
+    unit_price: Mapped[int | None] = mapped_column(
+        comment="Credits for one image of the chunk; NULL: no hold"
+    )
+    period: Mapped[str | None] = mapped_column(
+        String(7), comment="Month in whose usage it counts (YYYY-MM in UTC); NULL: no hold"
+    )
+    settled_at: Mapped[datetime.datetime | None] = mapped_column(comment="When it ended; NULL while pending")
     created_at: Mapped[CreatedAt]
 
     account: Mapped[CreditAccount] = relationship(back_populates="transactions", lazy="selectin")

@@ -1,7 +1,7 @@
 """What a job and an account must add up to, read from the rows themselves and not from counters."""
 
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sqlalchemy import text
 from sqlalchemy.orm import Session
@@ -41,7 +41,8 @@ def images(session: Session, job_id: int) -> list[StoredImage]:
 @dataclass(frozen=True, slots=True)
 class Statement:
     """One account in credits. ``granted`` came in; ``held`` was taken for chunks, of which ``charged`` was spent
-    and ``released`` given back; ``open`` is still held. ``balance`` is what the account says.
+    and ``released`` given back; ``open`` is still held. ``balance`` is what the account says. ``closing``: the
+    user is being deleted, so some transactions are gone already.
     """
 
     granted: int
@@ -51,11 +52,12 @@ class Statement:
     released: int
     open: int
     balance: int
+    closing: bool = field(default=False, kw_only=True)
 
     @property
     def correct(self) -> bool:
-        """Whether the balance is explained by its transactions."""
-        return (
+        """Whether the balance is explained by its transactions. One that is being deleted explains nothing."""
+        return self.closing or (
             self.balance == self.granted - self.charged - self.open
             and self.held == self.charged + self.released + self.open
         )
@@ -70,7 +72,7 @@ SELECT
     coalesce(sum(t.held) FILTER (WHERE t.type = 'usage' AND t.status = 'cancelled'), 0)
         + coalesce(sum(t.held + t.amount) FILTER (WHERE t.type = 'usage' AND t.status = 'completed'), 0),
     coalesce(-sum(t.amount) FILTER (WHERE t.type = 'usage' AND t.status = 'pending'), 0),
-    a.current_balance
+    a.current_balance, a.closing_at IS NOT NULL
 FROM credit_accounts a LEFT JOIN credit_transactions t ON t.account_id = a.id
 WHERE a.user_id = :user_id GROUP BY a.id
 """)
@@ -78,5 +80,5 @@ WHERE a.user_id = :user_id GROUP BY a.id
 
 def statement(session: Session, user_id: uuid.UUID) -> Statement:
     """What happened on an account, from its transactions."""
-    row = session.execute(STATEMENT, {"user_id": user_id}).one()
-    return Statement(*(int(value) for value in row))
+    *figures, closing = session.execute(STATEMENT, {"user_id": user_id}).one()
+    return Statement(*(int(value) for value in figures), closing=closing)

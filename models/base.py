@@ -5,7 +5,7 @@ import uuid
 from enum import StrEnum
 from typing import Annotated, Any
 
-from sqlalchemy import BigInteger, CheckConstraint, DateTime, MetaData, Text, Uuid, func, text
+from sqlalchemy import BigInteger, CheckConstraint, DateTime, FetchedValue, MetaData, Text, Uuid, func, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, mapped_column
 
@@ -18,8 +18,18 @@ NAMING_CONVENTION = {
 }
 
 GeneratedUuid = Annotated[uuid.UUID, mapped_column(primary_key=True, server_default=func.gen_random_uuid())]
-CreatedAt = Annotated[datetime.datetime, mapped_column(server_default=func.now())]
-UpdatedAt = Annotated[datetime.datetime, mapped_column(server_default=func.now(), onupdate=func.now())]
+CreatedAt = Annotated[
+    datetime.datetime, mapped_column(server_default=func.now(), comment="When the row was made")
+]
+UpdatedAt = Annotated[
+    datetime.datetime,
+    mapped_column(
+        server_default=func.now(),
+        server_onupdate=FetchedValue(),
+        comment="When the row last changed, whoever changed it: a trigger moves it",
+    ),
+]
+"""Moved by a trigger (rules.py), whoever writes."""
 Counter = Annotated[int, mapped_column(server_default=text("0"))]
 ByteCounter = Annotated[int, mapped_column(BigInteger, server_default=text("0"))]
 
@@ -35,6 +45,12 @@ class Base(DeclarativeBase):
         dict[str, Any]: JSONB(none_as_null=True),
         list[Any]: JSONB(none_as_null=True),
     }
+
+
+OWNED = "all, delete-orphan"
+"""Cascade of a relationship to rows that belong to this one: what a session has loaded goes with it there, and the
+rest by the foreign key.
+"""
 
 
 def one_of(column: str, words: type[StrEnum]) -> CheckConstraint:

@@ -34,8 +34,8 @@ class Hold:
 
 GRANT = text("""
 WITH account AS (
-    UPDATE credit_accounts SET current_balance = current_balance + :amount, updated_at = now()
-    WHERE user_id = :user_id AND current_balance + CAST(:amount AS bigint) + (
+    UPDATE credit_accounts SET current_balance = current_balance + :amount
+    WHERE user_id = :user_id AND closing_at IS NULL AND current_balance + CAST(:amount AS bigint) + (
         SELECT coalesce(sum(held), 0) FROM credit_transactions t
         WHERE t.account_id = credit_accounts.id AND t.type = 'usage' AND t.status = 'pending') <= :most
     RETURNING id, user_id, current_balance)
@@ -56,8 +56,8 @@ def grant(
 ) -> int:
     """Add ``amount`` credits to a user's account and return the new balance.
 
-    Raises CreditError when the user has no account, or when it would have more than CREDITS_MAX, open holds
-    included.
+    Raises CreditError when the user has no account or is being deleted, or when it would have more than
+    CREDITS_MAX, open holds included.
     """
     parameters: dict[str, object] = {"user_id": user_id, "amount": amount, "type": kind.value}
     parameters |= {"description": description, "most": CREDITS_MAX}
@@ -65,7 +65,7 @@ def grant(
     if balance is None:
         raise CreditError(
             f"Profile {user_id} has no credit account that can take {amount:,} credits: "
-            f"an account holds {CREDITS_MAX:,} at most."
+            f"an account holds {CREDITS_MAX:,} at most, and one that is being deleted takes none."
         )
     return int(balance)
 
@@ -74,8 +74,8 @@ HOLD = text(f"""
 WITH account AS (
     UPDATE credit_accounts SET current_balance = current_balance - :amount,
         monthly_usage = CASE WHEN usage_period >= {PERIOD} THEN monthly_usage ELSE 0 END + :amount,
-        usage_period = greatest(usage_period, {PERIOD}), updated_at = now()
-    WHERE id = :account_id AND current_balance >= :amount
+        usage_period = greatest(usage_period, {PERIOD})
+    WHERE id = :account_id AND closing_at IS NULL AND current_balance >= :amount
         AND CASE WHEN usage_period >= {PERIOD} THEN monthly_usage ELSE 0 END + :amount <= monthly_limit
     RETURNING id, current_balance, usage_period)
 INSERT INTO credit_transactions (account_id, user_id, type, description, amount, balance_after, status,
@@ -105,7 +105,7 @@ def hold(session: Session, wanted: Hold) -> bool:
 
 
 SPENDABLE = text(f"""
-SELECT current_balance,
+SELECT CASE WHEN closing_at IS NULL THEN current_balance ELSE 0 END,
     monthly_limit - CASE WHEN usage_period >= {PERIOD} THEN monthly_usage ELSE 0 END
 FROM credit_accounts WHERE id = :account_id FOR NO KEY UPDATE
 """)
@@ -127,8 +127,7 @@ WITH open_hold AS (
     FROM credit_transactions WHERE chunk_id = :chunk_id AND type = 'usage' AND status = 'pending'),
 account AS (
     UPDATE credit_accounts a SET current_balance = a.current_balance + h.held - h.charge,
-        monthly_usage = a.monthly_usage - CASE WHEN a.usage_period = h.period THEN h.held - h.charge ELSE 0 END,
-        updated_at = now()
+        monthly_usage = a.monthly_usage - CASE WHEN a.usage_period = h.period THEN h.held - h.charge ELSE 0 END
     FROM open_hold h WHERE a.id = h.account_id AND h.charge BETWEEN 0 AND h.held
     RETURNING a.id, a.current_balance),
 settled AS (

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 if TYPE_CHECKING:
     from alembic.config import Config
 
-REVISION = "004"
+REVISION = "007"
 """The newest migration. A command must not need Alembic, which is slow to import, to compare it."""
 
 SESSION_LIMITS = {
@@ -72,7 +72,7 @@ def masked(url: URL) -> str:
 def transaction(engine: Engine) -> Iterator[Session]:
     """One transaction: committed at the end, rolled back on any exception.
 
-    Rows are selected as columns here; a relationship loaded by accident raises (models are selectin).
+    Rows are selected as columns here, never as mapped objects: those load whole collections (models are selectin).
     """
     with Session(engine, expire_on_commit=False) as session, session.begin():
         yield session
@@ -109,13 +109,13 @@ def migrations_folder() -> Path:
     return checkout if (checkout / "env.py").exists() else package / "migrations"
 
 
-def alembic_config(url: str | None = None, connection: Connection | None = None) -> "Config":
+def alembic_config(url: str | None = None) -> "Config":
     """Alembic's configuration for one database, without a file."""
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
-    config.attributes.update({"url": url, "connection": connection})
+    config.attributes["url"] = url
     return config
 
 

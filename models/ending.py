@@ -42,8 +42,8 @@ SELECT {ENDING_COLUMNS} FROM job_chunks c WHERE c.status = 'processing' AND c.le
 ORDER BY c.lease_until LIMIT 1 FOR UPDATE SKIP LOCKED
 """)
 RETURN_LOST = text("""
-UPDATE job_chunks SET status = 'pending', retry_count = retry_count + 1, lease_until = NULL, worker = NULL,
-    updated_at = now() WHERE id = :id
+UPDATE job_chunks SET status = 'pending', retry_count = retry_count + 1, lease_until = NULL, worker = NULL
+WHERE id = :id
 """)
 
 
@@ -97,7 +97,7 @@ WITH held AS (
         SELECT chunk_id FROM credit_transactions
         WHERE job_id = :job_id AND type = 'usage' AND status = 'pending')
     ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED)
-UPDATE job_chunks c SET queued_at = NULL, updated_at = now() FROM held WHERE c.id = held.id
+UPDATE job_chunks c SET queued_at = NULL FROM held WHERE c.id = held.id
 RETURNING c.id, c.accepted
 """)
 
@@ -114,7 +114,7 @@ def drain_paused(session: Session, job_id: int, limit: int = 200) -> int:
 
 END_CHUNK = text("""
 UPDATE job_chunks SET status = :status, failed = size - accepted, queued_at = NULL, lease_until = NULL,
-    worker = NULL, error_message = :message, updated_at = now() WHERE id = :id
+    worker = NULL, error_message = :message WHERE id = :id
 """)
 
 

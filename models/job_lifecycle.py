@@ -65,17 +65,17 @@ def create_job(session: Session, request: JobRequest, store_root: str, *, folder
 
 
 CANCEL = text("""
-UPDATE crawl_jobs SET cancelled_at = now(), updated_at = now(),
+UPDATE crawl_jobs SET cancelled_at = now(),
     status = CASE WHEN source_kind IS NULL THEN 'cancelled' ELSE status END,
     completed_at = CASE WHEN source_kind IS NULL THEN now() END
 WHERE id = :job_id AND status IN ('pending', 'running') AND cancelled_at IS NULL RETURNING id
 """)
 PAUSE = text("""
-UPDATE crawl_jobs SET paused_at = now(), updated_at = now()
+UPDATE crawl_jobs SET paused_at = now()
 WHERE id = :job_id AND status IN ('pending', 'running') AND cancelled_at IS NULL AND paused_at IS NULL RETURNING id
 """)
 RESUME = text("""
-UPDATE crawl_jobs SET paused_at = NULL, updated_at = now()
+UPDATE crawl_jobs SET paused_at = NULL
 WHERE id = :job_id AND status IN ('pending', 'running') AND cancelled_at IS NULL AND paused_at IS NOT NULL
 RETURNING id
 """)
@@ -107,7 +107,7 @@ def _change(session: Session, statement: TextClause, job_id: int, action: str) -
 
 
 BLOCK = text("""
-UPDATE crawl_jobs j SET blocked_reason = :reason, updated_at = now() FROM projects p
+UPDATE crawl_jobs j SET blocked_reason = :reason FROM projects p
 WHERE j.id = :job_id AND p.id = j.project_id AND j.blocked_reason IS NULL RETURNING p.user_id, j.name
 """)
 BLOCKED_TEXT = {
@@ -151,7 +151,7 @@ def block_job(session: Session, job_id: int, reason: BlockedReason) -> bool:
 
 
 UNBLOCK = text(f"""
-UPDATE crawl_jobs j SET blocked_reason = NULL, updated_at = now()
+UPDATE crawl_jobs j SET blocked_reason = NULL
 FROM projects p JOIN credit_accounts a ON a.user_id = p.user_id
 WHERE p.id = j.project_id AND j.blocked_reason IS NOT NULL AND least(a.current_balance, a.monthly_limit
     - CASE WHEN a.usage_period >= {PERIOD} THEN a.monthly_usage ELSE 0 END) >= j.unit_price * coalesce((
@@ -194,7 +194,7 @@ WITH ended AS (
     WHERE j.status IN ('pending', 'running') AND j.source_state IN ('exhausted', 'satisfied')
         AND j.completed_chunks + j.failed_chunks = j.total_chunks
     ORDER BY j.id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED)
-UPDATE crawl_jobs j SET completed_at = now(), updated_at = now(), blocked_reason = NULL, paused_at = NULL,
+UPDATE crawl_jobs j SET completed_at = now(), blocked_reason = NULL, paused_at = NULL,
     task_ids = '[]', started_at = coalesce(j.started_at, now()),
     status = CASE WHEN j.cancelled_at IS NOT NULL THEN 'cancelled' WHEN j.failed_chunks > 0 THEN 'failed'
         ELSE 'completed' END,

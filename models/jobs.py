@@ -18,7 +18,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from models.base import Base, ByteCounter, Counter, CreatedAt, UpdatedAt, default_word, one_of
+from models.base import OWNED, Base, ByteCounter, Counter, CreatedAt, UpdatedAt, default_word, one_of
 
 if TYPE_CHECKING:
     from models.images import Image
@@ -82,28 +82,34 @@ class Project(Base):
     """A folder of jobs that belongs to one user."""
 
     __tablename__ = "projects"
-    __table_args__ = (one_of("status", ProjectStatus), Index(None, "user_id"))
+    __table_args__ = (
+        one_of("status", ProjectStatus),
+        Index(None, "user_id"),
+        {"comment": "Folders of jobs. Each belongs to one user, whose account pays."},
+    )
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str] = mapped_column(String(100))
-    description: Mapped[str | None]
-    user_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("profiles.id", ondelete="CASCADE"))
-    status: Mapped[str] = mapped_column(String(20), server_default=default_word(ProjectStatus.ACTIVE))
+    id: Mapped[int] = mapped_column(primary_key=True, comment="Generated")
+    name: Mapped[str] = mapped_column(String(100), comment="What its owner calls it; need not be unique")
+    description: Mapped[str | None] = mapped_column(comment="NULL: none")
+    user_id: Mapped[uuid.UUID] = mapped_column(
+        ForeignKey("profiles.id", ondelete="CASCADE"), comment="Owner, whose account pays for its jobs"
+    )
+    status: Mapped[str] = mapped_column(
+        String(20),
+        server_default=default_word(ProjectStatus.ACTIVE),
+        comment="Only an active project takes jobs from `pixtrawl submit`; jobs that run go on",
+    )
     created_at: Mapped[CreatedAt]
     updated_at: Mapped[UpdatedAt]
 
     user: Mapped["Profile"] = relationship(back_populates="projects", lazy="selectin")
     crawl_jobs: Mapped[list["CrawlJob"]] = relationship(
-        back_populates="project", lazy="selectin", passive_deletes="all"
+        back_populates="project", lazy="selectin", cascade=OWNED, passive_deletes=True
     )
 
 
 class CrawlJob(Base):
-    """One request for images. Counters are exact: each is written in the transaction of what it counts.
-
-    ``total_images`` candidates are known, ``downloaded_images`` bodies were fetched, ``valid_images`` images
-    accepted, ``failed_images`` candidates refused (``failures`` has them by reason).
-    """
+    """One request for images."""
 
     __tablename__ = "crawl_jobs"
     __table_args__ = (
@@ -130,61 +136,122 @@ class CrawlJob(Base):
             "id",
             postgresql_where=text("status IN ('pending', 'running')"),
         ),
-        {"postgresql_with": {"fillfactor": "70"}},
+        {
+            "postgresql_with": {"fillfactor": "70", "autovacuum_vacuum_scale_factor": "0.02"},
+            "comment": "Requests for images. Each counter moves in the transaction of what it counts.",
+        },
     )
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
-    name: Mapped[str] = mapped_column(String(100))
-    keywords: Mapped[list[Any] | None]
-    max_images: Mapped[int] = mapped_column(server_default=text("1000"))
-    status: Mapped[str] = mapped_column(String(20), server_default=default_word(JobStatus.PENDING))
-    progress: Mapped[Counter]
-    total_images: Mapped[Counter]
-    downloaded_images: Mapped[Counter]
-    valid_images: Mapped[Counter]
-    total_chunks: Mapped[Counter]
-    active_chunks: Mapped[Counter]
-    completed_chunks: Mapped[Counter]
-    failed_chunks: Mapped[Counter]
-    task_ids: Mapped[list[Any]] = mapped_column(server_default=text("'[]'::jsonb"))
-    started_at: Mapped[datetime.datetime | None]
-    completed_at: Mapped[datetime.datetime | None]
+    id: Mapped[int] = mapped_column(primary_key=True, comment="Generated")
+    project_id: Mapped[int] = mapped_column(
+        ForeignKey("projects.id", ondelete="CASCADE"), comment="Its project, and by it the user who pays"
+    )
+    name: Mapped[str] = mapped_column(String(100), comment="What its owner calls it; need not be unique")
+    keywords: Mapped[list[Any] | None] = mapped_column(
+        comment="Array of words to search for; NULL: none. Written by other services only"
+    )
+    max_images: Mapped[int] = mapped_column(
+        server_default=text("1000"), comment="Most images that are accepted; the source ends there"
+    )
+    status: Mapped[str] = mapped_column(
+        String(20),
+        server_default=default_word(JobStatus.PENDING),
+        comment="Its ends are final; only the scheduler ends a job with a source_kind",
+    )
+    progress: Mapped[Counter] = mapped_column(
+        comment="Percent of candidates with an outcome, or of max_images if more; 100 only when completed"
+    )
+    total_images: Mapped[Counter] = mapped_column(
+        comment="Candidates known so far; for a list of URLs all of them from the start"
+    )
+    downloaded_images: Mapped[Counter] = mapped_column(comment="Candidates whose body arrived whole")
+    valid_images: Mapped[Counter] = mapped_column(comment="Accepted candidates = its rows in images")
+    total_chunks: Mapped[Counter] = mapped_column(comment="Chunks made so far = its rows in job_chunks")
+    active_chunks: Mapped[Counter] = mapped_column(comment="Chunks that a worker has now")
+    completed_chunks: Mapped[Counter] = mapped_column(comment="Chunks that ended as completed")
+    failed_chunks: Mapped[Counter] = mapped_column(comment="Chunks that ended as failed")
+    task_ids: Mapped[list[Any]] = mapped_column(
+        server_default=text("'[]'::jsonb"),
+        comment="Celery ids of the chunks in flight; refreshed by the scheduler, at most once a second",
+    )
+    started_at: Mapped[datetime.datetime | None] = mapped_column(
+        comment="When its first chunk started, or its end if none did; NULL: not yet"
+    )
+    completed_at: Mapped[datetime.datetime | None] = mapped_column(
+        comment="When it ended, however it ended; NULL exactly while it is pending or running"
+    )
     created_at: Mapped[CreatedAt]
     updated_at: Mapped[UpdatedAt]
 
-    priority: Mapped[int] = mapped_column(server_default=text("5"))
-    source_kind: Mapped[str | None] = mapped_column(String(20))
-    source: Mapped[dict[str, Any]] = mapped_column(server_default=EMPTY_OBJECT)
-    source_step: Mapped[Counter]
-    source_cursor: Mapped[dict[str, Any]] = mapped_column(server_default=EMPTY_OBJECT)
-    source_position: Mapped[Counter]
-    source_state: Mapped[str] = mapped_column(String(20), server_default=default_word(SourceState.SPLITTING))
-    store_url: Mapped[str | None]
-    unit_price: Mapped[int] = mapped_column(server_default=text("1"))
-    failed_images: Mapped[Counter]
-    failures: Mapped[dict[str, Any]] = mapped_column(server_default=EMPTY_OBJECT)
-    stored_bytes: Mapped[ByteCounter]
-    wire_bytes: Mapped[ByteCounter]
-    fingerprint: Mapped[str | None] = mapped_column(String(64))
-    blocked_reason: Mapped[str | None] = mapped_column(String(50))
-    dispatched_at: Mapped[datetime.datetime | None]
-    paused_at: Mapped[datetime.datetime | None]
-    cancelled_at: Mapped[datetime.datetime | None]
+    priority: Mapped[int] = mapped_column(
+        server_default=text("5"), comment="0 to 10, 10 most urgent; its chunks get it when they are made"
+    )
+    source_kind: Mapped[str | None] = mapped_column(
+        String(20),
+        comment="Where candidates come from; NULL: made by another service, the scheduler leaves it alone",
+    )
+    source: Mapped[dict[str, Any]] = mapped_column(
+        server_default=EMPTY_OBJECT,
+        comment="What the source needs, by its kind; for url_list the stored object and its files",
+    )
+    source_step: Mapped[Counter] = mapped_column(
+        comment="Moves of the cursor so far, the guard of the next one"
+    )
+    source_cursor: Mapped[dict[str, Any]] = mapped_column(
+        server_default=EMPTY_OBJECT, comment="Where the source goes on, by its kind"
+    )
+    source_position: Mapped[Counter] = mapped_column(
+        comment="Position of the next candidate to go into a chunk"
+    )
+    source_state: Mapped[str] = mapped_column(
+        String(20),
+        server_default=default_word(SourceState.SPLITTING),
+        comment="splitting: yields now; open: waits until more are wanted; the others: ended",
+    )
+    store_url: Mapped[str | None] = mapped_column(
+        comment="Folder of its images, as a URL; NULL: made by another service"
+    )
+    unit_price: Mapped[int] = mapped_column(
+        server_default=text("1"), comment="Credits for one accepted image, fixed when it was submitted"
+    )
+    failed_images: Mapped[Counter] = mapped_column(
+        comment="Candidates without an image = positions that its failures cover"
+    )
+    failures: Mapped[dict[str, Any]] = mapped_column(
+        server_default=EMPTY_OBJECT, comment="{reason: candidates}, in sum failed_images"
+    )
+    stored_bytes: Mapped[ByteCounter] = mapped_column(comment="Bytes of its images")
+    wire_bytes: Mapped[ByteCounter] = mapped_column(
+        comment="Bytes of bodies received, all attempts and refused candidates included"
+    )
+    fingerprint: Mapped[str | None] = mapped_column(
+        String(64),
+        comment="sha256 (hex) of input and options, by which `run` finds a job again; NULL: not asked for",
+    )
+    blocked_reason: Mapped[str | None] = mapped_column(
+        String(50), comment="Why nothing is dispatched until its account can pay; NULL: not blocked"
+    )
+    dispatched_at: Mapped[datetime.datetime | None] = mapped_column(
+        comment="When a chunk of it was last dispatched, from when ageing counts; NULL: never"
+    )
+    paused_at: Mapped[datetime.datetime | None] = mapped_column(
+        comment="Since when nothing is dispatched, by the user's wish; NULL: not paused"
+    )
+    cancelled_at: Mapped[datetime.datetime | None] = mapped_column(
+        comment="When its end was asked for; it ends once its chunks have; NULL: never"
+    )
 
     project: Mapped[Project] = relationship(back_populates="crawl_jobs", lazy="selectin")
     images: Mapped[list["Image"]] = relationship(
-        back_populates="crawl_job", lazy="selectin", passive_deletes="all"
+        back_populates="crawl_job", lazy="selectin", cascade=OWNED, passive_deletes=True
     )
     chunks: Mapped[list["JobChunk"]] = relationship(
-        back_populates="job", lazy="selectin", passive_deletes="all"
+        back_populates="job", lazy="selectin", cascade=OWNED, passive_deletes=True
     )
 
 
 class JobChunk(Base):
-    """A run of candidates that one worker takes at once. ``image_range`` is {start, end}: positions in the job,
-    end excluded. The fence is (status, attempt, checkpoint).
-    """
+    """A run of candidates that one worker takes at once."""
 
     __tablename__ = "job_chunks"
     __table_args__ = (
@@ -195,9 +262,8 @@ class JobChunk(Base):
         CheckConstraint(
             "status NOT IN ('completed', 'failed') OR accepted + failed = size", name="ended_whole"
         ),
-        CheckConstraint(
-            "status = 'processing' OR (lease_until IS NULL AND worker IS NULL)", name="idle_without_lease"
-        ),
+        CheckConstraint("(status = 'processing') = (lease_until IS NOT NULL)", name="leased"),
+        CheckConstraint("(lease_until IS NULL) = (worker IS NULL)", name="lease_holder"),
         CheckConstraint("queued_at IS NULL OR status = 'pending'", name="queued"),
         UniqueConstraint("job_id", "chunk_index"),
         Index(None, "job_id"),
@@ -217,31 +283,65 @@ class JobChunk(Base):
             "job_id",
             postgresql_where=text("status = 'processing' OR (status = 'pending' AND queued_at IS NOT NULL)"),
         ),
-        {"postgresql_with": {"fillfactor": "80", "autovacuum_vacuum_scale_factor": "0.02"}},
+        {
+            "postgresql_with": {"fillfactor": "80", "autovacuum_vacuum_scale_factor": "0.02"},
+            "comment": "Runs of candidates that a worker takes at once, fenced by (status, attempt, checkpoint).",
+        },
     )
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    job_id: Mapped[int] = mapped_column(ForeignKey("crawl_jobs.id", ondelete="CASCADE"))
-    chunk_index: Mapped[int]
-    status: Mapped[str] = mapped_column(String(20), server_default=default_word(ChunkStatus.PENDING))
-    priority: Mapped[int] = mapped_column(server_default=text("5"))
-    image_range: Mapped[dict[str, Any]] = mapped_column(server_default=EMPTY_OBJECT)
-    error_message: Mapped[str | None]
-    retry_count: Mapped[Counter]
-    task_id: Mapped[str | None] = mapped_column(String(255))
+    id: Mapped[int] = mapped_column(primary_key=True, comment="Generated")
+    job_id: Mapped[int] = mapped_column(ForeignKey("crawl_jobs.id", ondelete="CASCADE"), comment="Its job")
+    chunk_index: Mapped[int] = mapped_column(comment="Number within its job, from 0")
+    status: Mapped[str] = mapped_column(
+        String(20),
+        server_default=default_word(ChunkStatus.PENDING),
+        comment="'Queued' is pending with queued_at; ended means that each candidate has an outcome",
+    )
+    priority: Mapped[int] = mapped_column(
+        server_default=text("5"), comment="0 to 10, 10 most urgent; from its job"
+    )
+    image_range: Mapped[dict[str, Any]] = mapped_column(
+        server_default=EMPTY_OBJECT,
+        comment="{start, end}: positions of its candidates in the job, end excluded",
+    )
+    error_message: Mapped[str | None] = mapped_column(
+        comment="Why it ended before its candidates were tried; NULL: it did not"
+    )
+    retry_count: Mapped[Counter] = mapped_column(
+        comment="Leases lost in a row without an outcome; too many fail it"
+    )
+    task_id: Mapped[str | None] = mapped_column(
+        String(255), comment="Celery id of its last dispatch; NULL: never dispatched"
+    )
     created_at: Mapped[CreatedAt]
     updated_at: Mapped[UpdatedAt]
 
-    size: Mapped[Counter]
-    accepted: Mapped[Counter]
-    failed: Mapped[Counter]
-    attempt: Mapped[Counter]
-    checkpoint: Mapped[Counter]
-    queued_at: Mapped[datetime.datetime | None]
-    available_at: Mapped[datetime.datetime | None]
-    lease_until: Mapped[datetime.datetime | None]
-    worker: Mapped[str | None] = mapped_column(String(255))
-    candidates: Mapped[bytes | None] = mapped_column(LargeBinary, deferred=True)
+    size: Mapped[Counter] = mapped_column(comment="Its candidates")
+    accepted: Mapped[Counter] = mapped_column(comment="Candidates accepted = its rows in images")
+    failed: Mapped[Counter] = mapped_column(
+        comment="Candidates without an image = positions that its failures cover"
+    )
+    attempt: Mapped[Counter] = mapped_column(
+        comment="Dispatches so far; a message of an earlier one is ignored"
+    )
+    checkpoint: Mapped[Counter] = mapped_column(comment="Commits of outcomes so far")
+    queued_at: Mapped[datetime.datetime | None] = mapped_column(
+        comment="When its message was last sent; NULL: no message is under way"
+    )
+    available_at: Mapped[datetime.datetime | None] = mapped_column(
+        comment="Parked until then; NULL: not parked"
+    )
+    lease_until: Mapped[datetime.datetime | None] = mapped_column(
+        comment="Its worker renews it or loses the chunk; infinity: another service's; NULL: not processing"
+    )
+    worker: Mapped[str | None] = mapped_column(
+        String(255), comment="Process that has it (host/pid); NULL exactly while lease_until is"
+    )
+    candidates: Mapped[bytes | None] = mapped_column(
+        LargeBinary,
+        deferred=True,
+        comment="[[url, line], ...] as JSON, compressed by zlib; NULL: another service's, never dispatched",
+    )
 
     job: Mapped[CrawlJob] = relationship(back_populates="chunks", lazy="selectin")
 

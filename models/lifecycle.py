@@ -42,7 +42,7 @@ class StartedChunk:
 
 START = text("""
 UPDATE job_chunks c SET status = 'processing', worker = :worker, queued_at = NULL, available_at = NULL,
-    lease_until = now() + make_interval(secs => :lease_seconds), updated_at = now()
+    lease_until = now() + make_interval(secs => :lease_seconds)
 FROM crawl_jobs j JOIN projects p ON p.id = j.project_id
 WHERE c.id = :chunk_id AND c.attempt = :attempt AND c.status = 'pending' AND c.queued_at IS NOT NULL
     AND j.id = c.job_id AND j.status IN ('pending', 'running')
@@ -58,7 +58,7 @@ WHERE c.id = :chunk_id AND c.attempt = :attempt AND c.status = 'processing' AND 
 """)
 COUNT_START = text("""
 UPDATE crawl_jobs SET active_chunks = active_chunks + 1, status = 'running',
-    started_at = coalesce(started_at, now()), updated_at = now()
+    started_at = coalesce(started_at, now())
 WHERE id = :job_id
 """)
 RESOLVED = text("""
@@ -134,7 +134,7 @@ def checkpoint_chunk(
 CHECKPOINT = text("""
 UPDATE job_chunks SET checkpoint = checkpoint + 1, accepted = accepted + :accepted, failed = failed + :failed,
     retry_count = CASE WHEN :accepted + :failed > 0 THEN 0 ELSE retry_count END,
-    lease_until = now() + make_interval(secs => :lease_seconds), updated_at = now()
+    lease_until = now() + make_interval(secs => :lease_seconds)
 WHERE id = :chunk_id
 """)
 
@@ -157,7 +157,7 @@ def settle_chunk(session: Session, fence: Fence, outcomes: Sequence[Outcome]) ->
 
 SETTLE_CHUNK = text("""
 UPDATE job_chunks SET status = 'completed', checkpoint = checkpoint + 1, accepted = accepted + :accepted,
-    failed = failed + :failed, retry_count = 0, lease_until = NULL, worker = NULL, updated_at = now()
+    failed = failed + :failed, retry_count = 0, lease_until = NULL, worker = NULL
 WHERE id = :chunk_id RETURNING accepted
 """)
 
@@ -180,7 +180,7 @@ def hand_back_chunk(
 
 HAND_BACK = text("""
 UPDATE job_chunks SET status = 'pending', checkpoint = checkpoint + 1, accepted = accepted + :accepted,
-    failed = failed + :failed, lease_until = NULL, worker = NULL, updated_at = now(),
+    failed = failed + :failed, lease_until = NULL, worker = NULL,
     retry_count = CASE WHEN :accepted + :failed > 0 THEN 0 ELSE retry_count END,
     available_at = CASE WHEN :seconds > 0 THEN now() + make_interval(secs => :seconds) END
 WHERE id = :chunk_id

@@ -52,6 +52,10 @@ class Owner:
 
 
 FIND_USER = text("SELECT id FROM profiles WHERE email = :email")
+LOCK_USER = text("SELECT FROM profiles WHERE id = :user_id FOR NO KEY UPDATE")
+OWN_PROJECT = text("""
+SELECT id FROM projects WHERE user_id = :user_id AND name = :name AND status = 'active' ORDER BY id LIMIT 1
+""")
 CREATE_PROJECT = text("INSERT INTO projects (user_id, name) VALUES (:user_id, :name) RETURNING id")
 FIND_PROJECT = text("""
 SELECT j.id, j.name, p.id AS user_id, p.email, a.current_balance
@@ -77,3 +81,10 @@ def find_project(session: Session, project: str, email: str) -> Owner | None:
 def create_project(session: Session, user_id: uuid.UUID, name: str) -> int:
     """A new active project."""
     return int(session.execute(CREATE_PROJECT, {"user_id": user_id, "name": name}).scalar_one())
+
+
+def own_project(session: Session, user_id: uuid.UUID, name: str) -> int:
+    """The user's active project of this name, made if there is none; two who ask at once get the same."""
+    session.execute(LOCK_USER, {"user_id": user_id})
+    found = session.execute(OWN_PROJECT, {"user_id": user_id, "name": name}).scalar_one_or_none()
+    return create_project(session, user_id, name) if found is None else int(found)

@@ -44,48 +44,81 @@ class Notification(Base):
         Index(None, "user_id"),
         Index(None, "user_id", "is_read"),
         Index(None, "user_id", "created_at"),
+        {"comment": "What users are told: one row is one message to one user."},
     )
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    user_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("profiles.id", ondelete="CASCADE"))
-    title: Mapped[str] = mapped_column(String(255))
-    message: Mapped[str]
-    type: Mapped[str] = mapped_column(String(50), server_default=default_word(NotificationType.INFO))
-    category: Mapped[str | None] = mapped_column(String(50))
-    icon: Mapped[str | None] = mapped_column(String(50))
-    color: Mapped[str | None] = mapped_column(String(20))
-    action_url: Mapped[str | None]
-    action_label: Mapped[str | None] = mapped_column(String(100))
-    is_read: Mapped[bool] = mapped_column(server_default=FALSE)
-    read_at: Mapped[datetime.datetime | None]
-    details: Mapped[dict[str, Any] | None] = mapped_column("metadata")
+    id: Mapped[int] = mapped_column(primary_key=True, comment="Generated")
+    user_id: Mapped[uuid.UUID] = mapped_column(
+        ForeignKey("profiles.id", ondelete="CASCADE"), comment="Who is told"
+    )
+    title: Mapped[str] = mapped_column(String(255), comment="One line")
+    message: Mapped[str] = mapped_column(comment="Whole sentences")
+    type: Mapped[str] = mapped_column(
+        String(50), server_default=default_word(NotificationType.INFO), comment="Tone"
+    )
+    category: Mapped[str | None] = mapped_column(
+        String(50), comment="Topic, such as crawl_job or billing; NULL: none"
+    )
+    icon: Mapped[str | None] = mapped_column(
+        String(50), comment="For the screens of other services; NULL: theirs to choose"
+    )
+    color: Mapped[str | None] = mapped_column(
+        String(20), comment="For the screens of other services; NULL: theirs to choose"
+    )
+    action_url: Mapped[str | None] = mapped_column(comment="Where its button leads; NULL: no button")
+    action_label: Mapped[str | None] = mapped_column(
+        String(100), comment="Words on its button; NULL: no button"
+    )
+    is_read: Mapped[bool] = mapped_column(server_default=FALSE, comment="Written together with read_at")
+    read_at: Mapped[datetime.datetime | None] = mapped_column(
+        comment="When it was read; NULL exactly while is_read is false"
+    )
+    details: Mapped[dict[str, Any] | None] = mapped_column(
+        "metadata", comment="What it is about, such as {job_id}; NULL: nothing more"
+    )
     created_at: Mapped[CreatedAt]
 
     user: Mapped["Profile"] = relationship(back_populates="notifications", lazy="selectin")
 
 
 class NotificationPreference(Base):
-    """Which channels and topics one user wants. Quiet hours are local times of day."""
+    """Which channels and topics one user wants."""
 
     __tablename__ = "notification_preferences"
-    __table_args__ = (one_of("digest_frequency", DigestFrequency), UniqueConstraint("user_id"))
-
-    id: Mapped[GeneratedUuid]
-    user_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("profiles.id", ondelete="CASCADE"))
-    email_enabled: Mapped[bool] = mapped_column(server_default=TRUE)
-    push_enabled: Mapped[bool] = mapped_column(server_default=FALSE)
-    sms_enabled: Mapped[bool] = mapped_column(server_default=FALSE)
-    crawl_jobs_enabled: Mapped[bool] = mapped_column(server_default=TRUE)
-    datasets_enabled: Mapped[bool] = mapped_column(server_default=TRUE)
-    billing_enabled: Mapped[bool] = mapped_column(server_default=TRUE)
-    security_enabled: Mapped[bool] = mapped_column(server_default=TRUE)
-    marketing_enabled: Mapped[bool] = mapped_column(server_default=FALSE)
-    product_updates_enabled: Mapped[bool] = mapped_column(server_default=TRUE)
-    digest_frequency: Mapped[str] = mapped_column(
-        String(20), server_default=default_word(DigestFrequency.DAILY)
+    __table_args__ = (
+        one_of("digest_frequency", DigestFrequency),
+        UniqueConstraint("user_id"),
+        {"comment": "Which channels and topics a user wants, for the services that deliver."},
     )
-    quiet_hours_start: Mapped[datetime.time | None]
-    quiet_hours_end: Mapped[datetime.time | None]
+
+    id: Mapped[GeneratedUuid] = mapped_column(comment="Generated")
+    user_id: Mapped[uuid.UUID] = mapped_column(
+        ForeignKey("profiles.id", ondelete="CASCADE"), comment="Whose wishes; one row each"
+    )
+    email_enabled: Mapped[bool] = mapped_column(server_default=TRUE, comment="Send by e-mail")
+    push_enabled: Mapped[bool] = mapped_column(server_default=FALSE, comment="Send to devices")
+    sms_enabled: Mapped[bool] = mapped_column(server_default=FALSE, comment="Send by text message")
+    crawl_jobs_enabled: Mapped[bool] = mapped_column(server_default=TRUE, comment="Tell about jobs")
+    datasets_enabled: Mapped[bool] = mapped_column(server_default=TRUE, comment="Tell about datasets")
+    billing_enabled: Mapped[bool] = mapped_column(server_default=TRUE, comment="Tell about credits")
+    security_enabled: Mapped[bool] = mapped_column(
+        server_default=TRUE, comment="Tell about sign-ins and keys"
+    )
+    marketing_enabled: Mapped[bool] = mapped_column(server_default=FALSE, comment="Tell about offers")
+    product_updates_enabled: Mapped[bool] = mapped_column(
+        server_default=TRUE, comment="Tell about new versions"
+    )
+    digest_frequency: Mapped[str] = mapped_column(
+        String(20),
+        server_default=default_word(DigestFrequency.DAILY),
+        comment="How often messages are sent together",
+    )
+    quiet_hours_start: Mapped[datetime.time | None] = mapped_column(
+        comment="The user's local time from which nothing is sent; NULL: no quiet hours"
+    )
+    quiet_hours_end: Mapped[datetime.time | None] = mapped_column(
+        comment="The user's local time until which nothing is sent; NULL: no quiet hours"
+    )
     created_at: Mapped[CreatedAt]
     updated_at: Mapped[UpdatedAt]
 

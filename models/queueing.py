@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-LIVE = """((c.status = 'processing' AND c.lease_until IS NOT NULL)
+LIVE = """((c.status = 'processing' AND c.lease_until < 'infinity')
     OR (c.status = 'pending' AND c.queued_at IS NOT NULL))"""
-"""A chunk without a lease was never started by a worker of ours."""
+"""A lease without end is that of another service's worker."""
 READY = """c.status = 'pending' AND c.queued_at IS NULL AND c.candidates IS NOT NULL
     AND (c.available_at IS NULL OR c.available_at <= now())"""
 RUNNABLE = """j.status IN ('pending', 'running') AND j.source_kind IS NOT NULL AND j.blocked_reason IS NULL
@@ -93,7 +93,7 @@ def claim_chunks(session: Session, limit: int, *, ageing_seconds: float = 600) -
 
 
 QUEUE = text("""
-UPDATE job_chunks SET attempt = attempt + 1, queued_at = now(), available_at = NULL, updated_at = now(),
+UPDATE job_chunks SET attempt = attempt + 1, queued_at = now(), available_at = NULL,
     task_id = 'chunk-' || id || '.' || attempt + 1
 WHERE id = ANY(CAST(:ids AS int[])) AND status = 'pending' AND queued_at IS NULL
 RETURNING id, job_id, attempt, priority

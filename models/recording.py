@@ -194,8 +194,7 @@ UPDATE crawl_jobs SET
     failed_chunks = failed_chunks + :failed_chunks,
     progress = least(99, greatest(progress,
         100 * CAST(valid_images + failed_images + :accepted + :failed AS bigint) / greatest(total_images, 1),
-        100 * CAST(valid_images + :accepted AS bigint) / max_images)),
-    updated_at = now()
+        100 * CAST(valid_images + :accepted AS bigint) / max_images))
 WHERE id = :job_id
 """)
 
@@ -226,16 +225,12 @@ def count_job(
 
 
 COUNT_USAGE = text("""
-INSERT INTO usage_metrics AS m (user_id, metric_date, images_processed, storage_used_bytes,
-    bandwidth_used_bytes, storage_used_gb, bandwidth_used_gb)
-VALUES (:user_id, CAST(now() AT TIME ZONE 'utc' AS date), :accepted, :stored_bytes, :wire_bytes,
-    round(:stored_bytes / 1e9, 2), round(:wire_bytes / 1e9, 2))
+INSERT INTO usage_metrics AS m (user_id, metric_date, images_processed, storage_used_bytes, bandwidth_used_bytes)
+VALUES (:user_id, CAST(now() AT TIME ZONE 'utc' AS date), :accepted, :stored_bytes, :wire_bytes)
 ON CONFLICT (user_id, metric_date) DO UPDATE SET
     images_processed = m.images_processed + excluded.images_processed,
     storage_used_bytes = m.storage_used_bytes + excluded.storage_used_bytes,
-    bandwidth_used_bytes = m.bandwidth_used_bytes + excluded.bandwidth_used_bytes,
-    storage_used_gb = round((m.storage_used_bytes + excluded.storage_used_bytes) / 1e9, 2),
-    bandwidth_used_gb = round((m.bandwidth_used_bytes + excluded.bandwidth_used_bytes) / 1e9, 2)
+    bandwidth_used_bytes = m.bandwidth_used_bytes + excluded.bandwidth_used_bytes
 """)
 
 

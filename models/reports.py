@@ -87,7 +87,7 @@ def credit_history(session: Session, email: str, limit: int) -> list[dict[str, A
 
 USERS = text("""
 SELECT u.id, u.email, u.full_name, u.role, u.user_tier AS tier, a.current_balance AS balance,
-    a.monthly_limit, u.created_at
+    a.monthly_limit, a.closing_at, u.created_at
 FROM profiles u LEFT JOIN credit_accounts a ON a.user_id = u.id ORDER BY u.created_at, u.email
 """)
 PROJECTS = text("""

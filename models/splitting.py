@@ -64,11 +64,19 @@ def splittable_jobs(
     return [SplittableJob(row.id, SourceKind(row.source_kind), *row[2:]) for row in rows]
 
 
+WANTED = text(f"SELECT FROM crawl_jobs j WHERE j.id = :job_id AND {UNENDED_SOURCE}")
+
+
+def source_wanted(session: Session, job_id: int) -> bool:
+    """Whether a job is still there and its source may be read."""
+    return session.execute(WANTED, {"job_id": job_id}).first() is not None
+
+
 ADVANCE = text("""
 UPDATE crawl_jobs SET source_step = source_step + 1, source_cursor = CAST(:cursor AS jsonb),
     source_position = source_position + :candidates, source_state = :state,
     total_images = greatest(total_images, source_position + :candidates),
-    total_chunks = total_chunks + :chunks, updated_at = now()
+    total_chunks = total_chunks + :chunks
 WHERE id = :job_id AND source_step = :step AND status IN ('pending', 'running') AND cancelled_at IS NULL
 RETURNING id
 """)
@@ -107,7 +115,7 @@ WHERE j.source_kind IS NOT NULL AND j.source_state IN ('splitting', 'open')
 ORDER BY j.id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
 """)
 END_SOURCE = text("""
-UPDATE crawl_jobs SET source_state = :state, source_position = total_images, updated_at = now() WHERE id = :job_id
+UPDATE crawl_jobs SET source_state = :state, source_position = total_images WHERE id = :job_id
 """)
 
 
@@ -173,7 +181,7 @@ SELECT chunk_index, priority, candidates, CAST(image_range->>'start' AS int) AS 
 FROM job_chunks WHERE id = :id
 """)
 SHORTEN = text("""
-UPDATE job_chunks SET size = :size, candidates = :candidates, updated_at = now(),
+UPDATE job_chunks SET size = :size, candidates = :candidates,
     image_range = jsonb_build_object('start', CAST(:start AS int), 'end', CAST(:end AS int)) WHERE id = :id
 """)
 NEXT_INDEX = text("""

@@ -9,16 +9,26 @@ from models.base import Base
 
 
 class Worker(Base):
-    """One worker process and its heartbeat. ``slots`` is how many chunks it runs at once."""
+    """One worker and its heartbeat."""
 
     __tablename__ = "workers"
-    __table_args__ = (CheckConstraint("slots >= 0", name="slots"),)
+    __table_args__ = (
+        CheckConstraint("slots >= 0", name="slots"),
+        {"comment": "Celery workers that are alive: each writes its own row and deletes it when it leaves."},
+    )
 
-    name: Mapped[str] = mapped_column(String(255), primary_key=True)
-    slots: Mapped[int]
-    version: Mapped[str] = mapped_column(String(20))
-    started_at: Mapped[datetime.datetime] = mapped_column(server_default=func.now())
-    seen_at: Mapped[datetime.datetime] = mapped_column(server_default=func.now())
+    name: Mapped[str] = mapped_column(
+        String(255), primary_key=True, comment="Celery's name of the worker, and its process id"
+    )
+    slots: Mapped[int] = mapped_column(comment="Chunks that it runs at once")
+    version: Mapped[str] = mapped_column(String(20), comment="Version of Pixtrawl")
+    started_at: Mapped[datetime.datetime] = mapped_column(
+        server_default=func.now(), comment="When it wrote its row first"
+    )
+    seen_at: Mapped[datetime.datetime] = mapped_column(
+        server_default=func.now(),
+        comment="Last heartbeat, one every 3 seconds; a worker unseen for 15 seconds counts as gone",
+    )
 
 
 LIVE_SECONDS = 15

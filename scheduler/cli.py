@@ -34,7 +34,7 @@ COMMANDS = {
     },
     "Accounts": {
         "credits": "Show, grant and trace credits.",
-        "users": "Create and list users.",
+        "users": "Create, list and delete users.",
         "projects": "Create and list projects.",
     },
     "Operation": {
@@ -42,6 +42,7 @@ COMMANDS = {
         "scheduler": "Run a scheduler.",
         "worker": "Run a Celery worker.",
         "migrate": "Bring the database to this program's revision.",
+        "db": "Look into the database: rows without a parent.",
         "env": "Print the addresses of the services in use, for a shell.",
         "doctor": "Check everything that is needed and say what to do.",
     },

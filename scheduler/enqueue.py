@@ -17,10 +17,11 @@ from typing import BinaryIO
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
+from models.closing import being_closed
 from models.database import connection_lost, transaction
 from models.job_lifecycle import JobRequest, create_job
 from models.jobs import SourceKind
-from models.members import Owner, create_project, find_project, find_user
+from models.members import Owner, find_project, find_user, own_project
 from models.reports import account_report, find_same_request
 from models.settings import Settings
 from worker.address import parse_url
@@ -168,8 +169,8 @@ def submit(
         with transaction(engine) as session:
             owner = _find_owner(session, settings, project, user)
             if owner.project_id == NO_PROJECT:
-                made = create_project(session, owner.user_id, owner.project_name)
-                owner = replace(owner, project_id=made)
+                project_id = own_project(session, owner.user_id, owner.project_name)
+                owner = replace(owner, project_id=project_id)
             submission = _create(session, settings, owner, wanted, copy, reuse=reuse)
     except Exception as error:
         # After a lost connection nobody knows whether the job is there, and a job needs its input.
@@ -246,6 +247,10 @@ def _find_owner(session: Session, settings: Settings, project: str | None, user:
         raise RequestError(f"There is no project {project}: `pixtrawl projects list` shows those there are.")
     if user and owner.email != user:
         raise RequestError(f"The project {owner.project_name} belongs to {owner.email}, not to {user}.")
+    if being_closed(session, owner.user_id):
+        raise RequestError(
+            f"{owner.email} is being deleted: `pixtrawl users delete {owner.email}` completes that."
+        )
     if owner.balance is None:
         raise RequestError(f"{owner.email} has no credit account, so nothing can be paid for.")
     if owner.balance < settings.credits_per_image:

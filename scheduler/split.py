@@ -18,6 +18,7 @@ from models.splitting import (
     abandon_source,
     advance_source,
     satisfy_source,
+    source_wanted,
     splittable_jobs,
 )
 from scheduler.leader import Leader
@@ -75,6 +76,11 @@ class Splitter:
                 read_step, self.store, job.source, job.cursor, min(job.wanted, STEP_CANDIDATES)
             )
         except StoreError as error:
+            with self.leader.transaction() as session:
+                wanted = source_wanted(session, job.id)
+            if not wanted:
+                log.info("source_not_wanted", job=job.id)
+                return False
             log.error("source_unreadable", job=job.id, error=repr(error))  # noqa: TRY400 - not a bug of ours
             self.retry_at[job.id] = time.monotonic() + RETRY_SECONDS
             return False

@@ -1,15 +1,20 @@
 """Real servers and databases for tests. A server starts when the first test asks for it, and is shared."""
 
 import itertools
+import os
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog
 from sqlalchemy import Engine, create_engine, make_url
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from models.database import make_engine, migrate
+from tests.support.other_postgres import other_postgres
 
 if TYPE_CHECKING:
     from scheduler.devstack import Services
@@ -17,14 +22,32 @@ if TYPE_CHECKING:
 TEMPLATE = "template_at_head"
 numbers = itertools.count(1)
 
+# As the program has it: structlog's own default draws a traceback with every local, which takes seconds, and a
+# leader whose session is idle for so long loses it.
+structlog.configure(
+    processors=[
+        structlog.stdlib.add_log_level,
+        structlog.dev.set_exc_info,
+        structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
+
 
 @pytest.fixture(scope="session")
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Services"]:
-    """PostgreSQL and Valkey of this test run, as the embedded mode runs them."""
+    """PostgreSQL and Valkey of this test run, as the embedded mode runs them.
+
+    TEST_POSTGRES_BIN names the folder of another PostgreSQL's programs, which runs instead.
+    """
     from scheduler.devstack import join
 
+    binaries = os.environ.get("TEST_POSTGRES_BIN")
     with join(tmp_path_factory.mktemp("home")) as running:
-        yield running
+        if not binaries:
+            yield running
+            return
+        with other_postgres(Path(binaries)) as url:
+            yield replace(running, database_url=url)
 
 
 def of_database(url: str, name: str) -> str:

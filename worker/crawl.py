@@ -34,7 +34,7 @@ from worker.picture import inspect
 from worker.presence import leaving
 from worker.store import Store, StoreError
 from worker.transfers import Transfers
-from worker.writing import LostChunkError, commit, persist, start
+from worker.writing import LostChunkError, commit, lost, persist, start
 
 LOOK_SECONDS = 1.0
 """How often a worker renews its lease and looks whether its job was cancelled."""
@@ -57,8 +57,9 @@ async def crawl_chunk(child: Child, chunk_id: int, attempt: int) -> None:
     run = ChunkRun(child, chunk)
     try:
         await run.run()
-    except LostChunkError as lost:
-        log.warning("chunk_lost", chunk=chunk_id, attempt=attempt, reason=str(lost))
+    except LostChunkError as error:
+        say = log.info if error.deleted else log.warning
+        say("chunk_lost", chunk=chunk_id, attempt=attempt, reason=str(error))
     except StoreError as error:
         log.error("store_away", chunk=chunk_id, attempt=attempt, error=str(error))  # noqa: TRY400 - no bug of ours
         await run.leave(partial(hand_back_chunk, outcomes=(), available_in_seconds=STORE_AWAY_SECONDS))
@@ -111,14 +112,15 @@ class ChunkRun:
         while not self.cancelled:
             await asyncio.sleep(LOOK_SECONDS)
             ownership = await self.child.in_database(self._renew)
-            if not ownership.owned:
-                raise LostChunkError("its lease was given to another worker")
             self.cancelled = ownership.cancelled
 
     def _renew(self) -> Ownership:
         def write(_: bool) -> Ownership:
             with transaction(self.child.engine) as session:
-                return renew_lease(session, self.fence, self.child.settings.lease_seconds)
+                ownership = renew_lease(session, self.fence, self.child.settings.lease_seconds)
+                if not ownership.owned:
+                    raise lost(session, self.fence)
+                return ownership
 
         return persist(self.fence.chunk_id, write)
 

@@ -242,6 +242,13 @@ def sweep_partial(url: str, seconds: float) -> int:
     return swept
 
 
+def remove_folder(url: str) -> None:
+    """Remove a local folder, if nothing is left in it; other stores have none."""
+    if url.startswith("file://"):
+        with suppress(OSError):
+            Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).rmdir()
+
+
 def open_store(url: str) -> Store:
     """Open ``file://``, ``s3://``, ``gs://`` or ``az://``; a folder is created.
 

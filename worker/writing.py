@@ -9,6 +9,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from models.closing import existing_chunks
 from models.database import connection_lost, first_line, transaction, transient
 from models.lifecycle import Fence, StartedChunk, already_written, start_chunk
 from models.recording import Tally
@@ -22,7 +23,20 @@ Result = TypeVar("Result")
 
 
 class LostChunkError(Exception):
-    """Somebody else owns the chunk now: write nothing more, and take the next message."""
+    """Somebody else owns the chunk now, or it was ``deleted`` with its user: write nothing more, and take the
+    next message.
+    """
+
+    def __init__(self, reason: str, *, deleted: bool) -> None:
+        super().__init__(reason)
+        self.deleted = deleted
+
+
+def lost(session: Session, fence: Fence) -> LostChunkError:
+    """What became of a chunk whose fence does not hold."""
+    if existing_chunks(session, [fence.chunk_id]):
+        return LostChunkError("it has another owner", deleted=False)
+    return LostChunkError("it was deleted", deleted=True)
 
 
 def persist(chunk_id: int, write: Callable[[bool], Result]) -> Result:
@@ -72,7 +86,7 @@ def commit(engine: Engine, fence: Fence, arrow: Callable[[Session], Tally | None
         with transaction(engine) as session:
             tally = arrow(session)
             if tally is None and not (unsure and already_written(session, fence)):
-                raise LostChunkError(f"chunk {fence.chunk_id} attempt {fence.attempt} has another owner")
+                raise lost(session, fence)
             return tally
 
     return persist(fence.chunk_id, write)

@@ -137,7 +137,7 @@ def create_crawl_jobs() -> None:
 def create_images() -> None:
     op.create_table(
         "images",
-        required("id", sa.Integer()),
+        sa.Column("id", sa.BigInteger(), sa.Identity(), nullable=False),
         required("crawl_job_id", sa.Integer()),
         required("original_url", sa.Text()),
         required("filename", sa.String(255)),

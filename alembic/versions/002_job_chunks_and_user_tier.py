@@ -4,6 +4,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
 from alembic import op
+from models import ddl
 
 revision = "002"
 down_revision = "001"
@@ -12,7 +13,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.create_table(
+    ddl.create_table(
         "job_chunks",
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("job_id", sa.Integer(), nullable=False),
@@ -34,12 +35,10 @@ def upgrade() -> None:
         sa.CheckConstraint("retry_count >= 0", name=op.f("ck_job_chunks_retry_count")),
     )
     tier = sa.Column("user_tier", sa.String(20), nullable=False, server_default=sa.text("'FREE'"))
-    op.add_column("profiles", tier)
-    op.create_check_constraint(
-        op.f("ck_profiles_user_tier"), "profiles", "user_tier IN ('FREE', 'PRO', 'ENTERPRISE')"
-    )
+    ddl.add_columns("profiles", [tier])
+    ddl.add_check("profiles", "user_tier", "user_tier IN ('FREE', 'PRO', 'ENTERPRISE')")
 
 
 def downgrade() -> None:
-    op.drop_column("profiles", "user_tier")
-    op.drop_table("job_chunks")
+    ddl.drop_columns("profiles", ["user_tier"])
+    ddl.drop_table("job_chunks")

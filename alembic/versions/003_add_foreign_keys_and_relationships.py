@@ -3,10 +3,8 @@
 Rows whose parent does not exist stop it before anything is changed, and are listed.
 """
 
-import sqlalchemy as sa
-from alembic.util import CommandError
-
-from alembic import context, op
+from models import ddl
+from models.orphans import Reference, lines
 
 revision = "003"
 down_revision = "002"
@@ -57,59 +55,25 @@ INDEXES = (
 
 REFUSAL = (
     "Revision 003 adds foreign keys, and these rows name a parent that does not exist. "
-    "Nothing was changed: repair or delete them, then run it again."
+    "Nothing was changed: repair or delete them (`pixtrawl db orphans` lists them), then run it again."
 )
 
 
 def upgrade() -> None:
-    refuse_orphans()
-    for table, column, parent in FOREIGN_KEYS:
-        op.create_foreign_key(
-            foreign_key_name(table, column, parent), table, parent, [column], ["id"], ondelete="CASCADE"
-        )
+    """Indexes first: with a foreign key and without its index, each delete of a parent reads the whole child."""
+    ddl.refuse(REFUSAL, lines([Reference(*key) for key in FOREIGN_KEYS]))
     for table, *columns in INDEXES:
-        op.create_index(index_name(table, columns), table, columns)
+        ddl.create_index(index_name(table, columns), table, columns)
+    for table, column, parent in FOREIGN_KEYS:
+        ddl.add_foreign_key(table, column, parent)
 
 
 def downgrade() -> None:
-    for table, *columns in reversed(INDEXES):
-        op.drop_index(index_name(table, columns), table)
     for table, column, parent in reversed(FOREIGN_KEYS):
-        op.drop_constraint(foreign_key_name(table, column, parent), table, type_="foreignkey")
-
-
-def foreign_key_name(table: str, column: str, parent: str) -> str:
-    return op.f(f"fk_{table}_{column}_{parent}")
+        ddl.drop_constraint(table, f"fk_{table}_{column}_{parent}")
+    for table, *columns in reversed(INDEXES):
+        ddl.drop_index(index_name(table, columns), table)
 
 
 def index_name(table: str, columns: list[str]) -> str:
-    return op.f(f"ix_{table}_{'_'.join(columns)}")
-
-
-def orphans_of(table: str, column: str, parent: str) -> str:
-    """SELECT of one line of text when ``table`` has orphans, else of none."""
-    return (
-        f"SELECT '{table}.{column} -> {parent}.id, rows: ' || count(*) || ', first ids: ' || "
-        "array_to_string((array_agg(child.id ORDER BY child.id))[1:5], ', ') AS line "
-        f"FROM {table} AS child WHERE child.{column} IS NOT NULL AND NOT EXISTS "
-        f"(SELECT FROM {parent} AS parent WHERE parent.id = child.{column}) HAVING count(*) > 0"
-    )
-
-
-def refuse_orphans() -> None:
-    """Stop with a list of the orphans. A script of SQL carries the same question to the server."""
-    query = "\nUNION ALL ".join(orphans_of(*key) for key in FOREIGN_KEYS)
-    if context.is_offline_mode():
-        op.execute(f"""
-DO $$
-DECLARE
-    orphans text := (SELECT string_agg(line, chr(10)) FROM ({query}) AS found);
-BEGIN
-    IF orphans IS NOT NULL THEN
-        RAISE EXCEPTION USING MESSAGE = '{REFUSAL}' || chr(10) || orphans;
-    END IF;
-END $$""")
-        return
-    lines = op.get_bind().execute(sa.text(query)).scalars().all()
-    if lines:
-        raise CommandError("\n  ".join([REFUSAL, *lines]))
+    return f"ix_{table}_{'_'.join(columns)}"

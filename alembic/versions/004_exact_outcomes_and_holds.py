@@ -4,17 +4,16 @@ from collections.abc import Callable
 from typing import Any
 
 import sqlalchemy as sa
-from alembic.util import CommandError
 from sqlalchemy.dialects.postgresql import JSONB
 
-from alembic import context, op
+from alembic import op
+from models import ddl
 
 revision = "004"
 down_revision = "003"
 branch_labels = None
 depends_on = None
 
-INTEGER_MAX = 2**31 - 1
 REASONS = (
     "'invalid_url', 'blocked_address', 'robots', 'opt_out', 'dns', 'connect', 'tls', 'protocol', 'timeout', "
     "'too_slow', 'redirects', 'http_status', 'rate_limited', 'too_large', 'not_an_image', 'corrupt', "
@@ -94,149 +93,103 @@ COLUMNS: dict[str, Callable[[], tuple[sa.Column[Any], ...]]] = {
 }
 
 # Table, name, rule. Each needs a column of this revision, so it goes when the column goes.
-CHECKS = (
-    ("crawl_jobs", "source_kind", "source_kind IN ('url_list')"),
-    ("crawl_jobs", "source_state", "source_state IN ('splitting', 'open', 'exhausted', 'satisfied')"),
-    ("crawl_jobs", "blocked_reason", "blocked_reason IN ('out_of_credits', 'monthly_limit')"),
-    ("crawl_jobs", "source_position", "source_position >= 0"),
-    ("crawl_jobs", "priority", "priority BETWEEN 0 AND 10"),
-    ("crawl_jobs", "unit_price", "unit_price > 0"),
-    ("crawl_jobs", "images", "valid_images + failed_images <= total_images"),
-    ("job_chunks", "outcomes", "accepted >= 0 AND failed >= 0 AND accepted + failed <= size"),
-    ("job_chunks", "ended_whole", "status NOT IN ('completed', 'failed') OR accepted + failed = size"),
+CHECKS: dict[str, dict[str, str]] = {
+    "crawl_jobs": {
+        "source_kind": "source_kind IN ('url_list')",
+        "source_state": "source_state IN ('splitting', 'open', 'exhausted', 'satisfied')",
+        "blocked_reason": "blocked_reason IN ('out_of_credits', 'monthly_limit')",
+        "source_position": "source_position >= 0",
+        "priority": "priority BETWEEN 0 AND 10",
+        "unit_price": "unit_price > 0",
+        "images": "valid_images + failed_images <= total_images",
+    },
+    "job_chunks": {
+        "outcomes": "accepted >= 0 AND failed >= 0 AND accepted + failed <= size",
+        "ended_whole": "status NOT IN ('completed', 'failed') OR accepted + failed = size",
+        "idle_without_lease": "status = 'processing' OR (lease_until IS NULL AND worker IS NULL)",
+        "queued": "queued_at IS NULL OR status = 'pending'",
+    },
+    "images": {"sha256": "octet_length(sha256) = 32"},
+    "credit_accounts": {"usage_period": r"usage_period ~ '^(\d{4}-\d{2})?$'"},
+    "credit_transactions": {
+        "settled": "status <> 'pending' OR settled_at IS NULL",
+        "held": "held IS NULL OR -amount <= held",
+    },
+    "usage_metrics": {
+        "storage_used_bytes": "storage_used_bytes >= 0",
+        "bandwidth_used_bytes": "bandwidth_used_bytes >= 0",
+    },
+}
+
+# Name, table, columns, condition.
+INDEXES = (
+    ("ix_crawl_jobs_live", "crawl_jobs", ["id"], "status IN ('pending', 'running')"),
     (
+        "ix_job_chunks_ready",
         "job_chunks",
-        "idle_without_lease",
-        "status = 'processing' OR (lease_until IS NULL AND worker IS NULL)",
+        ["job_id", "priority DESC", "id"],
+        "status = 'pending' AND queued_at IS NULL",
     ),
-    ("job_chunks", "queued", "queued_at IS NULL OR status = 'pending'"),
-    ("images", "sha256", "octet_length(sha256) = 32"),
-    ("credit_accounts", "usage_period", r"usage_period ~ '^(\d{4}-\d{2})?$'"),
-    ("credit_transactions", "settled", "status <> 'pending' OR settled_at IS NULL"),
-    ("credit_transactions", "held", "held IS NULL OR -amount <= held"),
-    ("usage_metrics", "storage_used_bytes", "storage_used_bytes >= 0"),
-    ("usage_metrics", "bandwidth_used_bytes", "bandwidth_used_bytes >= 0"),
+    (
+        "ix_job_chunks_live",
+        "job_chunks",
+        ["job_id"],
+        "status = 'processing' OR (status = 'pending' AND queued_at IS NOT NULL)",
+    ),
+    ("ix_credit_transactions_job_id", "credit_transactions", ["job_id"], None),
+    ("ix_credit_transactions_chunk_id", "credit_transactions", ["chunk_id"], "chunk_id IS NOT NULL"),
 )
+OPEN_HOLD = "type = 'usage' AND status = 'pending'"
 
 
 def upgrade() -> None:
     for table, columns in COLUMNS.items():
-        for column in columns():
-            op.add_column(table, column)
+        ddl.add_columns(table, columns())
+    # The candidates are compressed already.
+    ddl.execute("job_chunks", "ALTER TABLE job_chunks ALTER COLUMN candidates SET STORAGE EXTERNAL")
     carry_over()
-    for table, name, rule in CHECKS:
-        op.create_check_constraint(op.f(f"ck_{table}_{name}"), table, rule)
-    widen_image_id()
-    create_unique_keys_and_indexes()
+    for table, rules in CHECKS.items():
+        ddl.add_checks(table, rules)
+    for column in ("position", "sha256"):
+        ddl.add_unique("images", ["crawl_job_id", column])
+    for name, table, on, where in INDEXES:
+        ddl.create_index(name, table, on, where=where)
+    ddl.create_index(
+        "uq_credit_transactions_open_hold", "credit_transactions", ["chunk_id"], unique=True, where=OPEN_HOLD
+    )
     create_failures()
     create_workers()
-    op.execute("ALTER TABLE crawl_jobs SET (fillfactor = 70)")
-    op.execute("ALTER TABLE job_chunks SET (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02)")
-    # The candidates are compressed already.
-    op.execute("ALTER TABLE job_chunks ALTER COLUMN candidates SET STORAGE EXTERNAL")
+    ddl.execute("crawl_jobs", "ALTER TABLE crawl_jobs SET (fillfactor = 70)")
+    ddl.execute(
+        "job_chunks",
+        "ALTER TABLE job_chunks SET (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02)",
+    )
 
 
 def downgrade() -> None:
-    refuse_large_image_ids()
-    op.execute("ALTER TABLE job_chunks RESET (fillfactor, autovacuum_vacuum_scale_factor)")
-    op.execute("ALTER TABLE crawl_jobs RESET (fillfactor)")
-    op.drop_table("workers")
-    op.drop_table("failures")
-    drop_indexes_of_kept_columns()
-    narrow_image_id()
-    for table, name, _rule in reversed(CHECKS):
-        op.drop_constraint(op.f(f"ck_{table}_{name}"), table, type_="check")
+    """Indexes first, beside writers; then the columns go, with the constraints on them."""
+    ddl.execute("job_chunks", "ALTER TABLE job_chunks RESET (fillfactor, autovacuum_vacuum_scale_factor)")
+    ddl.execute("crawl_jobs", "ALTER TABLE crawl_jobs RESET (fillfactor)")
+    ddl.drop_table("workers")
+    ddl.drop_table("failures")
+    for name, table, _on, _where in reversed(INDEXES):
+        ddl.drop_index(name, table)
+    ddl.drop_index("uq_credit_transactions_open_hold", "credit_transactions")
     for table, columns in reversed(COLUMNS.items()):
-        for column in reversed(columns()):
-            op.drop_column(table, column.name)
+        ddl.drop_columns(table, [column.name for column in columns()])
 
 
 def carry_over() -> None:
     """Counters were not held to the new rule, and usage is derived from bytes from now on (1 GB = 10^9)."""
-    op.execute("UPDATE crawl_jobs SET total_images = valid_images WHERE valid_images > total_images")
-    op.execute(
-        "UPDATE usage_metrics SET storage_used_bytes = greatest(storage_used_gb, 0) * 1000000000, "
-        "bandwidth_used_bytes = greatest(bandwidth_used_gb, 0) * 1000000000 "
-        "WHERE storage_used_gb > 0 OR bandwidth_used_gb > 0"
-    )
-
-
-def widen_image_id() -> None:
-    """Serial to bigint identity; the new sequence goes on where the old one stood, so no id is used twice."""
-    op.execute("ALTER TABLE images ALTER COLUMN id DROP DEFAULT")
-    op.execute("ALTER SEQUENCE images_id_seq OWNED BY NONE")
-    op.execute("ALTER SEQUENCE images_id_seq RENAME TO images_id_serial")
-    op.execute("ALTER TABLE images ALTER COLUMN id TYPE bigint")
-    op.execute("ALTER TABLE images ALTER COLUMN id ADD GENERATED BY DEFAULT AS IDENTITY")
-    op.execute("SELECT setval('images_id_seq', last_value, is_called) FROM images_id_serial")
-    op.execute("DROP SEQUENCE images_id_serial")
-
-
-def refuse_large_image_ids() -> None:
-    """Stop before anything is changed. A script of SQL has the server's own refusal: integer out of range."""
-    if context.is_offline_mode():
-        return
-    largest = op.get_bind().execute(sa.text("SELECT last_value FROM images_id_seq")).scalar_one()
-    if largest > INTEGER_MAX:
-        raise CommandError(
-            f"Revision 003 has images.id as integer, and ids up to {largest} were given. Nothing was changed."
+    ddl.update("crawl_jobs", "total_images = valid_images", "valid_images > total_images")
+    for used in ("storage_used", "bandwidth_used"):
+        ddl.update(
+            "usage_metrics", f"{used}_bytes = {used}_gb * 1000000000", f"{used}_gb > 0 AND {used}_bytes = 0"
         )
 
 
-def narrow_image_id() -> None:
-    op.execute("CREATE SEQUENCE images_id_serial AS integer")
-    op.execute("SELECT setval('images_id_serial', last_value, is_called) FROM images_id_seq")
-    op.execute("ALTER TABLE images ALTER COLUMN id DROP IDENTITY")
-    op.execute("ALTER TABLE images ALTER COLUMN id TYPE integer")
-    op.execute("ALTER SEQUENCE images_id_serial RENAME TO images_id_seq")
-    op.execute("ALTER SEQUENCE images_id_seq OWNED BY images.id")
-    op.execute("ALTER TABLE images ALTER COLUMN id SET DEFAULT nextval('images_id_seq')")
-
-
-def create_unique_keys_and_indexes() -> None:
-    for column in ("position", "sha256"):
-        name = op.f(f"uq_images_crawl_job_id_{column}")
-        op.create_unique_constraint(name, "images", ["crawl_job_id", column])
-    op.create_index(
-        "ix_crawl_jobs_live", "crawl_jobs", ["id"], postgresql_where="status IN ('pending', 'running')"
-    )
-    op.create_index(
-        "ix_job_chunks_ready",
-        "job_chunks",
-        ["job_id", sa.text("priority DESC"), "id"],
-        postgresql_where="status = 'pending' AND queued_at IS NULL",
-    )
-    op.create_index(
-        "ix_job_chunks_live",
-        "job_chunks",
-        ["job_id"],
-        postgresql_where="status = 'processing' OR (status = 'pending' AND queued_at IS NOT NULL)",
-    )
-    op.create_index("ix_credit_transactions_job_id", "credit_transactions", ["job_id"])
-    op.create_index(
-        "ix_credit_transactions_chunk_id",
-        "credit_transactions",
-        ["chunk_id"],
-        postgresql_where="chunk_id IS NOT NULL",
-    )
-    op.create_index(
-        "uq_credit_transactions_open_hold",
-        "credit_transactions",
-        ["chunk_id"],
-        unique=True,
-        postgresql_where="type = 'usage' AND status = 'pending'",
-    )
-
-
-def drop_indexes_of_kept_columns() -> None:
-    """The other indexes and unique keys go with the columns that they hold."""
-    for index in ("ix_job_chunks_live", "ix_job_chunks_ready"):
-        op.drop_index(index, "job_chunks")
-    op.drop_index("ix_crawl_jobs_live", "crawl_jobs")
-
-
 def create_failures() -> None:
-    op.create_table(
+    ddl.create_table(
         "failures",
         sa.Column("job_id", sa.Integer(), nullable=False),
         sa.Column("position", sa.Integer(), nullable=False),
@@ -258,7 +211,7 @@ def create_failures() -> None:
 
 
 def create_workers() -> None:
-    op.create_table(
+    ddl.create_table(
         "workers",
         sa.Column("name", sa.String(255), nullable=False),
         sa.Column("slots", sa.Integer(), nullable=False),

@@ -12,13 +12,14 @@ from scheduler.commands.options import json_option, limit_option, user_option
 from scheduler.connect import open_database
 from scheduler.printing import count, moment, print_json, print_table
 
+FAILED = 1
 EMAIL_LENGTH_MAX = 255
 PROJECT_NAME_LENGTH_MAX = 100
 
 
 @click.group()
 def users() -> None:
-    """Create and list users. Each has an account and projects of their own."""
+    """Create, list and delete users. Each has an account and projects of their own."""
 
 
 @users.command("create")
@@ -59,10 +60,42 @@ def list_users(as_json: bool) -> None:
             user["full_name"] or "",
             "" if user["balance"] is None else count(user["balance"]),
             "" if user["monthly_limit"] is None else count(user["monthly_limit"]),
+            "being deleted" if user["closing_at"] else "",
         )
         for user in reports
     ]
-    print_table(("USER", "NAME", "CREDITS", "MONTHLY LIMIT"), rows, numbers=("CREDITS", "MONTHLY LIMIT"))
+    columns = ("USER", "NAME", "CREDITS", "MONTHLY LIMIT", "STATE")
+    print_table(columns, rows, numbers=("CREDITS", "MONTHLY LIMIT"))
+
+
+@users.command("delete")
+@click.argument("email")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+def delete_user(email: str, yes: bool, as_json: bool) -> int:
+    """Delete a user with everything: jobs, images and their files, account, ledger. Others work on meanwhile.
+
+    What was interrupted goes on when the command is run again; until then the account can start nothing.
+    """
+    from models.closing import find_estate
+    from scheduler.commands.closing import close_user, confirmed, describe, say
+
+    with open_database() as (settings, engine):
+        with transaction(engine) as session:
+            estate = find_estate(session, email)
+        if estate is None:
+            raise click.ClickException(
+                f"There is no user {email}: `pixtrawl users list` shows those there are."
+            )
+        if not yes and not confirmed(estate):
+            say("Nothing was deleted.")
+            return FAILED
+        code, deleted = close_user(settings, engine, estate)
+    if as_json:
+        print_json({"user": email, "id": str(estate.user_id), **deleted.report()})
+    else:
+        click.echo(describe(email, deleted))
+    return code
 
 
 @click.group()

@@ -3,12 +3,14 @@
 import io
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 
-from models.database import transaction
+from models.database import make_engine, transaction
 from models.reports import job_report
 from models.settings import read_settings
 from scheduler.cli import main
@@ -227,6 +229,25 @@ def test_the_default_project_is_made_once_for_each_user(configured, engine, sess
             )
         ).all()
     assert found == [(USER, "default", 2), ("bob@example.invalid", "default", 2)]
+
+
+def test_first_requests_at_once_share_one_default_project(configured, database_url, engine, tmp_path):
+    """Requests that find no default project at the same moment make one, not one each."""
+    (tmp_path / "urls.txt").write_bytes(GOOD)
+    start = threading.Barrier(8)
+
+    def first(_number):
+        own = make_engine(database_url)
+        try:
+            start.wait(30)
+            return submit(configured, own, [str(tmp_path / "urls.txt")], reuse=False)
+        finally:
+            own.dispose()
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(first, range(8)))
+    rows, _ = traces(engine, tmp_path / "store")
+    assert (rows["crawl_jobs"], rows["projects"]) == (8, 1)
 
 
 def test_several_files_are_one_job(configured, engine, tmp_path):

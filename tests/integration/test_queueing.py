@@ -79,10 +79,11 @@ def test_a_user_with_chunks_in_flight_waits_for_the_other(engine):
 
 
 def test_chunks_that_no_worker_of_ours_has_are_not_in_flight(engine):
-    """A chunk that is processing without a lease is not counted, and one without candidates is not ready."""
+    """A chunk that another service runs is not counted, and one without candidates is not ready."""
     job = new_job(engine, [5] * 3)
     foreign, empty, ready = job.chunk_ids
-    change(engine, "UPDATE job_chunks SET status = 'processing' WHERE id = :id", id=foreign)
+    another = "status = 'processing', lease_until = 'infinity', worker = 'another service'"
+    change(engine, f"UPDATE job_chunks SET {another} WHERE id = :id", id=foreign)
     change(engine, "UPDATE job_chunks SET candidates = NULL WHERE id = :id", id=empty)
     with transaction(engine) as session:
         assert chunks_in_flight(session) == queued_chunks(session) == 0
@@ -115,7 +116,8 @@ def test_only_ready_chunks_of_running_jobs_are_claimed(engine):
         parked=parked,
         ready=ready,
     )
-    change(engine, "UPDATE job_chunks SET status = 'processing', queued_at = NULL WHERE id = :id", id=started)
+    processing = "status = 'processing', queued_at = NULL, lease_until = now(), worker = 'w'"
+    change(engine, f"UPDATE job_chunks SET {processing} WHERE id = :id", id=started)
     change(
         engine,
         "UPDATE job_chunks SET status = 'completed', failed = size, queued_at = NULL WHERE id = :id",

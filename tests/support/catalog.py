@@ -29,6 +29,12 @@ SELECT 'table', relname, 'options', (SELECT string_agg(o, ' ' ORDER BY o) FROM u
 FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'
 """,
     """
+SELECT 'comment', c.relname, coalesce(a.attname, ''), d.description
+FROM pg_description d JOIN pg_class c ON c.oid = d.objoid AND d.classoid = 'pg_class'::regclass
+    LEFT JOIN pg_attribute a ON (a.attrelid, a.attnum) = (d.objoid, nullif(d.objsubid, 0))
+WHERE c.relnamespace = 'public'::regnamespace
+""",
+    """
 SELECT 'sequence', coalesce(d.refobjid::regclass::text || '.' || a.attname, ''), c.relname,
     concat_ws(' ', format_type(s.seqtypid, NULL), s.seqstart, s.seqincrement, s.seqmax, s.seqcycle)
 FROM pg_sequence s JOIN pg_class c ON c.oid = s.seqrelid

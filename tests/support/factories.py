@@ -4,6 +4,7 @@ They flush, and commit only when asked to.
 """
 
 import datetime
+import hashlib
 import itertools
 import uuid
 from typing import Any
@@ -11,9 +12,24 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from models import CrawlJob, CreditAccount, CreditTransaction, JobChunk, Profile, Project
+from models import (
+    ActivityLog,
+    APIKey,
+    CrawlJob,
+    CreditAccount,
+    CreditTransaction,
+    Failure,
+    Image,
+    JobChunk,
+    Notification,
+    NotificationPreference,
+    Profile,
+    Project,
+    UsageMetric,
+)
 from models.accounts import TransactionStatus, TransactionType
 from models.jobs import ChunkStatus, JobStatus
+from models.outcomes import Reason
 
 LEASE = datetime.timedelta(seconds=30)
 ENDED_JOB = (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED)
@@ -112,6 +128,35 @@ def create_chunk(
     _count(job, chunk)
     _finish(session, chunk, job, commit=commit)
     return chunk
+
+
+def create_tree(session: Session, email: str | None = None) -> Profile:
+    """A user with one row in every table that hangs on a user; committed, and nothing of it is loaded."""
+    unique = uuid.uuid4().hex
+    user = create_profile(session, email, balance=100)
+    job = create_job(session, create_project(session, user))
+    chunk = create_chunk(session, job)
+    session.add_all(
+        [
+            Image(
+                crawl_job_id=job.id,
+                chunk_id=chunk.id,
+                original_url="u",
+                filename="f",
+                position=0,
+                sha256=hashlib.sha256(b"a").digest(),
+            ),
+            Failure(job_id=job.id, chunk_id=chunk.id, position=1, position_end=1, reason=Reason.DNS),
+            ActivityLog(user_id=user.id, action="submit"),
+            APIKey(user_id=user.id, name="key", key_hash=unique, key_prefix="p"),
+            Notification(user_id=user.id, title="Done", message="One image"),
+            NotificationPreference(user_id=user.id),
+            UsageMetric(user_id=user.id, metric_date=datetime.date(2026, 1, 1)),
+        ]
+    )
+    session.commit()
+    session.expire_all()
+    return user
 
 
 def _next_place(session: Session, job: CrawlJob) -> tuple[int, int]:

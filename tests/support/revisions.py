@@ -1,0 +1,55 @@
+"""Databases at an older revision: rows in every state that it knows, and the programs that bring it up."""
+
+import subprocess
+from collections.abc import Callable
+
+from sqlalchemy import text
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+VERSION = text("SELECT version_num FROM alembic_version")
+USER = "'00000000-0000-0000-0000-000000000001'"
+
+# At each revision, rows in every state that it knows.
+ROWS_AT_001 = f"""
+INSERT INTO profiles (id, email, role) VALUES ({USER}, 'a@example.invalid', 'user'),
+    (gen_random_uuid(), 'b@example.invalid', 'admin'), (gen_random_uuid(), 'c@example.invalid', 'moderator');
+INSERT INTO projects (name, user_id, status)
+    SELECT status, {USER}, status FROM unnest(ARRAY['active', 'archived', 'deleted']) status;
+INSERT INTO crawl_jobs (project_id, name, keywords, status, valid_images, total_images, completed_at)
+    SELECT 1, status, '["owl"]', status, 2, 2, CASE WHEN ended THEN timestamptz '2026-01-02' END
+    FROM (VALUES ('completed', true), ('failed', true), ('cancelled', true), ('pending', false),
+        ('running', false)) job (status, ended);
+INSERT INTO images (crawl_job_id, original_url, filename)
+    SELECT 1, 'http://a/' || n, n FROM generate_series(1, 2) n;
+INSERT INTO activity_logs (user_id, action, metadata)
+    VALUES ({USER}, 'login', '{{"ip": 1}}'), (NULL, 'start', NULL);
+INSERT INTO credit_accounts (id, user_id, current_balance) VALUES ({USER}, {USER}, 90);
+INSERT INTO credit_transactions (account_id, user_id, type, amount, balance_after, status)
+    SELECT {USER}, {USER}, type, -10, 90, status
+    FROM unnest(ARRAY['purchase', 'usage', 'refund', 'bonus']) type,
+        unnest(ARRAY['completed', 'pending', 'failed', 'cancelled']) status;
+INSERT INTO notifications (user_id, title, message, type, is_read, read_at)
+    SELECT {USER}, 'Done', 'Two images', type, read, CASE WHEN read THEN timestamptz '2026-01-02' END
+    FROM unnest(ARRAY['success', 'info', 'warning', 'error']) type, unnest(ARRAY[true, false]) read;
+INSERT INTO notification_preferences (user_id, quiet_hours_start) VALUES ({USER}, '22:00');
+INSERT INTO api_keys (user_id, name, key_hash, key_prefix, status)
+    SELECT {USER}, 'k', status, 'p', status FROM unnest(ARRAY['active', 'revoked', 'expired']) status;
+INSERT INTO usage_metrics (user_id, metric_date, storage_used_gb) VALUES ({USER}, '2026-01-01', 1.25);
+"""
+ROWS_AT = {
+    "001": ROWS_AT_001,
+    "002": f"""
+UPDATE profiles SET user_tier = 'PRO' WHERE id = {USER};
+INSERT INTO job_chunks (job_id, chunk_index, status, retry_count, error_message)
+    SELECT 5, row_number() OVER (), status, 1, 'e'
+    FROM unnest(ARRAY['pending', 'processing', 'completed', 'failed']) status""",
+    "003": "DELETE FROM images WHERE id = 2; UPDATE profiles SET user_tier = 'ENTERPRISE'",
+    "004": """
+UPDATE images SET position = 0, sha256 = sha256('a'), chunk_id = 1;
+INSERT INTO job_chunks (job_id, chunk_index, status, worker, lease_until, candidates)
+    VALUES (5, 8, 'processing', 'w', now(), '\\x00');
+INSERT INTO job_chunks (job_id, chunk_index, queued_at) VALUES (5, 9, now());
+INSERT INTO failures (job_id, position, position_end, reason) VALUES (1, 1, 1, 'dns'), (1, 2, 9, 'not_needed');
+INSERT INTO workers (name, slots, version) VALUES ('w', 2, '0.1')""",
+    "005": "UPDATE credit_accounts SET closing_at = now(); UPDATE usage_metrics SET storage_used_bytes = 7",
+}
