@@ -98,6 +98,12 @@ class Settings(BaseSettings):
         50_000_000, ge=1, description="Most pixels of one image, all frames together."
     )
     image_frames_max: int = Field(500, ge=1, description="Most frames of one image.")
+    decode_seconds_max: float = Field(
+        30,
+        gt=0,
+        description="Longest decoding of one image. Past it the chunk starts again carefully, and there the image "
+        "ends as worker_lost.",
+    )
 
     @field_validator("database_url")
     @classmethod

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from models.database import make_engine
 from models.settings import Settings
+from worker.picture import Picture
 from worker.store import Store, open_store
 from worker.transport import GuardedTransport
 
@@ -33,6 +34,7 @@ class Child:
         self.engine = make_engine(settings.sqlalchemy_url, application_name="pixtrawl worker")
         self.loop = asyncio.new_event_loop()
         self.stores: dict[str, Store] = {}
+        self.decoding_since: float | None = None
         self._decoder = ThreadPoolExecutor(1, thread_name_prefix="decoder")
         self._database = ThreadPoolExecutor(1, thread_name_prefix="database")
         self._aside = ThreadPoolExecutor(1, thread_name_prefix="aside")
@@ -73,6 +75,19 @@ class Child:
                 raise
             return await waiting
 
+    def decode(self, inspector: Callable[[bytes], Picture], body: bytes) -> Picture:
+        """Call ``inspector`` in the decoder thread, seen by ``decoder_stuck``."""
+        self.decoding_since = time.monotonic()
+        try:
+            return inspector(body)
+        finally:
+            self.decoding_since = None
+
+    def decoder_stuck(self) -> bool:
+        """Whether one picture has been decoded for longer than ``decode_seconds_max``."""
+        since = self.decoding_since
+        return since is not None and time.monotonic() - since > self.settings.decode_seconds_max
+
     async def aside(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Call ``function`` in a thread of its own kind: neither the database nor a decoder waits for it."""
         return await self.loop.run_in_executor(self._aside, function, *arguments)
@@ -86,6 +101,11 @@ class Child:
         self._aside.shutdown()
         self.engine.dispose()
         self.loop.close()
+
+
+def leave_at_once() -> None:
+    """End this process though a thread of it hangs: its pool makes another child."""
+    os._exit(1)
 
 
 def leave_with_parent() -> None:

@@ -26,11 +26,11 @@ from models.lifecycle import (
 )
 from models.outcomes import Accepted, Candidate, Outcome, Reason, Refused
 from models.recording import Tally
-from models.settings import Settings
-from worker.child import Child
+from worker.careful import CarefulDecoder
+from worker.child import Child, leave_at_once
 from worker.errors import CandidateError, PictureError
 from worker.fetch import Fetched, fetch
-from worker.picture import inspect
+from worker.picture import Picture, inspect
 from worker.presence import leaving
 from worker.store import Store, StoreError
 from worker.transfers import Transfers
@@ -39,7 +39,10 @@ from worker.writing import LostChunkError, commit, lost, persist, start
 LOOK_SECONDS = 1.0
 """How often a worker renews its lease and looks whether its job was cancelled."""
 TICK_SECONDS = 0.2
+STOP_SECONDS_MAX = 1.0
+"""How long a chunk that is cancelled or handed back waits for the picture that is being decoded."""
 CHECKPOINT_OUTCOMES = 500
+CAREFUL_OUTCOMES = 20
 STORE_AWAY_SECONDS = 15
 
 log = structlog.get_logger()
@@ -60,6 +63,10 @@ async def crawl_chunk(child: Child, chunk_id: int, attempt: int) -> None:
     except LostChunkError as error:
         say = log.info if error.deleted else log.warning
         say("chunk_lost", chunk=chunk_id, attempt=attempt, reason=str(error))
+    except StuckDecoderError:
+        log.error("decoder_stuck", chunk=chunk_id, attempt=attempt, seconds=settings.decode_seconds_max)  # noqa: TRY400 - a picture's fault
+        await run.leave(give_up_chunk)
+        leave_at_once()
     except StoreError as error:
         log.error("store_away", chunk=chunk_id, attempt=attempt, error=str(error))  # noqa: TRY400 - no bug of ours
         await run.leave(partial(hand_back_chunk, outcomes=(), available_in_seconds=STORE_AWAY_SECONDS))
@@ -68,14 +75,24 @@ async def crawl_chunk(child: Child, chunk_id: int, attempt: int) -> None:
         await run.leave(give_up_chunk)
 
 
+class StuckDecoderError(Exception):
+    """One picture occupies the decoder beyond its time. Nothing in this process can end that."""
+
+
 class ChunkRun:
-    """One attempt of one chunk. Holds the fence, which moves on with each commit."""
+    """One attempt of one chunk. Holds the fence, which moves on with each commit.
+
+    A chunk whose last worker was lost is run ``careful``: pictures are decoded in a helper process, and what is
+    done is committed in small parts, so that whatever it was that killed the worker costs one candidate.
+    """
 
     def __init__(self, child: Child, chunk: StartedChunk) -> None:
         self.child = child
         self.chunk = chunk
         self.fence: Fence = chunk.fence
         self.cancelled = False
+        self.careful = CarefulDecoder(child.settings) if chunk.retry_count else None
+        self.checkpoint_outcomes = CAREFUL_OUTCOMES if self.careful else CHECKPOINT_OUTCOMES
 
     async def run(self) -> None:
         """Oversee the transfers to their end, or to the first reason to stop before; then commit the rest."""
@@ -84,23 +101,28 @@ class ChunkRun:
         lease = asyncio.ensure_future(self.keep_lease())
         try:
             await self.oversee(lease)
-            await self.transfers.stop()
+            await self.transfers.stop(STOP_SECONDS_MAX)
             if self.transfers.unresolved and not self.cancelled:
                 await self.hand_back()
             else:
                 await self.settle(self.transfers.unresolved)
         finally:
             lease.cancel()
-            await self.transfers.stop()
+            await self.transfers.stop(STOP_SECONDS_MAX)
+            if self.careful:
+                self.careful.close()
 
     async def oversee(self, lease: asyncio.Future[None]) -> None:
         """Wait and checkpoint until all is done, the worker leaves, or the lease ends. Raises LostChunkError."""
         next_checkpoint = time.monotonic() + self.child.settings.checkpoint_seconds
         while not (await self.transfers.wait(TICK_SECONDS) or leaving() or lease.done()):
             waiting = len(self.transfers.outcomes)
-            if waiting >= CHECKPOINT_OUTCOMES or (waiting and time.monotonic() >= next_checkpoint):
+            if waiting >= self.checkpoint_outcomes or (waiting and time.monotonic() >= next_checkpoint):
                 await self.checkpoint()
                 next_checkpoint = time.monotonic() + self.child.settings.checkpoint_seconds
+            if self.careful is None and self.child.decoder_stuck():  # A helper's end is its own.
+                await self.checkpoint()
+                raise StuckDecoderError
         if lease.done():
             lease.result()
 
@@ -135,7 +157,7 @@ class ChunkRun:
                 fetched = await fetch(
                     child.transport, candidate.url, child.settings, random=child.random, lease=lease
                 )
-                return await child.in_decoder(keep, self.store, candidate, fetched, child.settings)
+                return await child.in_decoder(keep, self.store, candidate, fetched, self.inspect)
         except CandidateError as error:
             return refusal(candidate, error)
         except StoreError:
@@ -144,6 +166,11 @@ class ChunkRun:
             log.exception("candidate_broke_off", job=self.fence.job_id, position=candidate.position)
             reason = Reason.PROTOCOL if fetched is None else Reason.CORRUPT
             return refusal(candidate, CandidateError(reason, f"unexpected {type(error).__name__}: {error}"))
+
+    def inspect(self, body: bytes) -> Picture:
+        """Look at one body in the decoder thread, or from there in the helper."""
+        plain = partial(inspect, settings=self.child.settings)
+        return self.child.decode(self.careful.inspect if self.careful else plain, body)
 
     async def checkpoint(self) -> None:
         """Commit the outcomes so far and go on."""
@@ -182,10 +209,12 @@ class ChunkRun:
             )
 
 
-def keep(store: Store, candidate: Candidate, fetched: Fetched, settings: Settings) -> Accepted:
+def keep(
+    store: Store, candidate: Candidate, fetched: Fetched, inspector: Callable[[bytes], Picture]
+) -> Accepted:
     """Inspect a body and store it, named by its sha256. Raises PictureError or StoreError."""
     try:
-        picture = inspect(fetched.body, settings)
+        picture = inspector(fetched.body)
     except CandidateError as error:
         error.http_status, error.final_url = fetched.http_status, fetched.final_url
         error.wire_bytes = fetched.wire_bytes

@@ -49,13 +49,19 @@ class Transfers:
         taken, self.outcomes = self.outcomes, []
         return taken
 
-    async def stop(self) -> None:
-        """Start no more, cancel what is being transferred, and wait until nothing runs."""
+    async def stop(self, seconds: float | None = None) -> None:
+        """Start no more, cancel what is being transferred, and wait until nothing runs, or for ``seconds``.
+
+        What then still runs stays unresolved: its outcome comes too late for ``take``.
+        """
         self._stopping = True
         lanes, self._lanes = self._lanes, set()
         for lane in lanes:
             lane.cancel()
-        await asyncio.gather(*lanes, return_exceptions=True)
+        if lanes:
+            done, _ = await asyncio.wait(lanes, timeout=seconds)
+            for lane in done:
+                lane.cancelled() or lane.exception()  # Seen; ``wait`` is what raises.
 
     async def _lane(self) -> None:
         while self._waiting and not self._stopping:

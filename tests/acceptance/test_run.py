@@ -210,3 +210,17 @@ def test_twice_is_now(site, home, tmp_path, external) -> None:
         run.interrupt()
         assert run.wait(5) == 130
     until(lambda: nothing_left(home), "the end of all processes", 10)
+
+
+def test_a_picture_that_no_decoder_ends_costs_one_candidate(site, external, engine, tmp_path) -> None:
+    """Its worker's process gives up, another one goes on carefully, and everything else is accepted."""
+    lines = [f"{site.url}/free/{number}" for number in range(40)]
+    lines.insert(10, f"{site.url}/slow/7000")
+    (tmp_path / "urls.txt").write_text("\n".join(lines))
+    shell = external | {"PIXTRAWL_DECODE_SECONDS_MAX": "1"}
+    with Command(tmp_path, shell, "run", "urls.txt", "--out", "pictures", "--json") as run:
+        assert run.wait() == 0, run.errors
+    report = json.loads(run.output)
+    assert (report["valid_images"], report["failures"]) == (40, {"worker_lost": 1})
+    assert stored(tmp_path) == 40
+    check_books(engine)

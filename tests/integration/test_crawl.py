@@ -3,16 +3,29 @@
 import datetime
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from models.candidates import pack_candidates
+from models.database import transaction
+from models.job_lifecycle import cancel_job
 from models.outcomes import Candidate
 from models.settings import Settings, read_settings
-from tests.support.crawling import NewJob, change, check_books, new_job, queue_ready, read_chunk, read_job
+from tests.support.crawling import (
+    NewJob,
+    change,
+    check_books,
+    new_job,
+    query,
+    queue_ready,
+    read_chunk,
+    read_job,
+)
+from tests.support.processes import until
 from tests.support.site import Site
 from worker.child import Child
-from worker.crawl import crawl_chunk
+from worker.crawl import ChunkRun, crawl_chunk
 
 
 @pytest.fixture
@@ -72,6 +85,64 @@ def test_without_its_store_a_chunk_is_parked(engine, child, site, tmp_path) -> N
     assert (chunk["status"], chunk["retry_count"], chunk["failed"]) == ("pending", 0, 0)
     assert chunk["available_at"] > datetime.datetime.now(datetime.UTC)
     assert read_job(engine, job.id)["active_chunks"] == 0
+    check_books(engine)
+
+
+def test_a_chunk_whose_worker_was_lost_is_crawled_carefully(
+    engine, database_url, site, tmp_path, monkeypatch
+) -> None:
+    """The picture that no decoder ends is worker_lost; every other is accepted, and committed in small parts."""
+    settings = read_settings(
+        home=tmp_path, database_url=database_url, allowed_networks="127.0.0.0/8", decode_seconds_max=1
+    )
+    parts = []
+    real = ChunkRun.commit
+
+    async def commit(self, arrow):
+        parts.append(len(arrow.keywords["outcomes"]))
+        await real(self, arrow)
+
+    monkeypatch.setattr(ChunkRun, "commit", commit)
+    urls = [f"{site.url}/free/{number}" for number in range(60)]
+    urls.insert(30, f"{site.url}/slow/3000")
+    job_of(engine, urls, (tmp_path / "images").as_uri())
+    change(engine, "UPDATE job_chunks SET retry_count = 1")
+    child = Child(settings)
+    try:
+        chunk = read_chunk(engine, crawl(child, engine))
+    finally:
+        child.close()
+    assert (chunk["status"], chunk["accepted"], chunk["failed"], chunk["retry_count"]) == (
+        "completed",
+        60,
+        1,
+        0,
+    )
+    failed = query(engine, "SELECT position, reason, detail FROM failures")
+    assert failed == [(30, "worker_lost", "decoding it took longer than 1 seconds")]
+    assert len(parts) > 1
+    assert sum(parts) == 61
+    check_books(engine)
+
+
+def test_a_cancelled_chunk_does_not_wait_for_a_slow_picture(engine, child, site, tmp_path) -> None:
+    """A cancelled job settles what is stored within two seconds, whatever the decoder is at."""
+    urls = [f"{site.url}/slow/2200", *(f"{site.url}/held/{number}" for number in range(3))]
+    job = job_of(engine, urls, (tmp_path / "images").as_uri())
+
+    def cancel_while_decoding() -> float:
+        until(lambda: child.decoding_since is not None, "decoding")
+        with transaction(engine) as session:
+            assert cancel_job(session, job.id)
+        return time.monotonic()
+
+    with ThreadPoolExecutor(1) as thread:
+        cancelled = thread.submit(cancel_while_decoding)
+        chunk = read_chunk(engine, crawl(child, engine))
+        seconds = time.monotonic() - cancelled.result()
+    assert (chunk["status"], chunk["accepted"], chunk["failed"]) == ("completed", 0, 4)
+    assert read_job(engine, job.id)["failures"] == {"cancelled": 4}
+    assert seconds < 4  # A second to look, one to stop, and a busy machine.
     check_books(engine)
 
 

@@ -10,6 +10,8 @@ from typing import Self
 from aiohttp import web
 from PIL import Image
 
+from tests.support.poison import slow_jpeg
+
 
 def picture(number: int) -> bytes:
     """A PNG that no other number has."""
@@ -20,7 +22,9 @@ def picture(number: int) -> bytes:
 
 
 class Site:
-    """Serves /free/N at once, /held/N when ``release`` was called, and nothing else, while it is open."""
+    """Serves /free/N at once, /held/N when ``release`` was called, /slow/SIDE (a picture that
+    takes a decoder many seconds) at once, and nothing else, while it is open.
+    """
 
     def __enter__(self) -> Self:
         self.asked: set[str] = set()
@@ -63,8 +67,10 @@ class Site:
     async def _answer(self, request: web.BaseRequest) -> web.Response:
         self.asked.add(request.path)
         _, kind, number = request.path.split("/", 2)
-        if kind not in {"free", "held"}:
+        if kind not in {"free", "held", "slow"}:
             return web.Response(status=404)
+        if kind == "slow":
+            return web.Response(body=slow_jpeg(int(number)), content_type="image/jpeg")
         if kind == "held":
             await self._released.wait()
         self.served.append(request.path)

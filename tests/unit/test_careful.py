@@ -1,0 +1,92 @@
+"""A picture that kills or stalls the decoder costs itself, and the next one is decoded as ever."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from models.outcomes import Reason
+from models.settings import Settings
+from tests.support.poison import slow_jpeg
+from tests.support.site import picture
+from worker.careful import CarefulDecoder
+from worker.errors import PictureError
+from worker.picture import inspect
+
+
+@pytest.fixture
+def careful():
+    """A decoder that gives one picture two seconds."""
+    decoder = CarefulDecoder(Settings(decode_seconds_max=2))
+    yield decoder
+    decoder.close()
+
+
+def helper_of(decoder: CarefulDecoder) -> int:
+    """Process id of the helper at work."""
+    assert decoder._helper is not None
+    return decoder._helper.pid
+
+
+def reason_of(decoder: CarefulDecoder, body: bytes) -> tuple[Reason, str]:
+    """Why a body is no picture."""
+    with pytest.raises(PictureError) as raised:
+        decoder.inspect(body)
+    return raised.value.reason, raised.value.detail
+
+
+def test_the_helper_sees_what_the_worker_sees(careful):
+    """A good picture is described alike, a bad one refused alike, by one helper."""
+    body = picture(7)
+    assert careful.inspect(body) == inspect(body, careful.settings)
+    helper = helper_of(careful)
+    for bad in (b"", b"text", body[: len(body) // 2]):
+        with pytest.raises(PictureError) as raised:
+            inspect(bad, careful.settings)
+        assert reason_of(careful, bad) == (raised.value.reason, raised.value.detail)
+    assert helper_of(careful) == helper
+
+
+def test_a_picture_that_takes_too_long_is_given_up(careful):
+    """It ends as worker_lost within the bound, its process is gone, and the next picture is accepted."""
+    careful.inspect(picture(1))
+    helper = helper_of(careful)
+    started = time.monotonic()
+    assert reason_of(careful, slow_jpeg()) == (Reason.WORKER_LOST, "decoding it took longer than 2 seconds")
+    assert time.monotonic() - started < 5
+    with pytest.raises(ProcessLookupError):
+        os.kill(helper, 0)
+    careful.inspect(picture(2))
+    assert helper_of(careful) != helper
+
+
+def test_a_decoder_that_dies_costs_one_picture(careful):
+    """A helper killed while it decodes ends that picture as worker_lost, and says by what."""
+    careful.inspect(picture(1))
+    timer = threading.Timer(0.3, os.kill, (helper_of(careful), signal.SIGSEGV))
+    timer.start()
+    outcome = reason_of(careful, slow_jpeg())
+    timer.join()
+    assert outcome == (Reason.WORKER_LOST, "decoding it ended the decoder with SIGSEGV")
+    assert careful.inspect(picture(2)).width > 0
+
+
+def test_memory_is_bounded(careful):
+    """The helper has room for the largest picture accepted, and not for what a decoder gone wild would take."""
+    careful.inspect(picture(1))
+    limits = Path(f"/proc/{helper_of(careful)}/limits").read_text().splitlines()
+    [line] = [line for line in limits if line.startswith("Max address space")]
+    assert 10**9 < int(line.split()[3]) < 2 * 10**9
+
+
+def test_no_helper_outlives_its_owner(careful):
+    """A helper whose owner's end of the connection is closed leaves by itself."""
+    careful.inspect(picture(1))
+    helper = careful._helper
+    assert helper is not None
+    assert careful._connection is not None
+    careful._connection.close()
+    assert helper.wait(10) == 0
