@@ -26,14 +26,19 @@ PURPOSES = {
     "ix_crawl_jobs_project_id_status": "a project's jobs with one status",
     "ix_crawl_jobs_status": "jobs with one status",
     "ix_credit_transactions_chunk_id": "what a chunk was charged before: read when its hold is settled",
+    "ix_credit_transactions_held_by_account": "open holds of an account: `pixtrawl credits`, grants",
+    "ix_credit_transactions_held_by_job": "open holds of a job: `pixtrawl show`, a paused job's holds",
     "ix_credit_transactions_job_id": "held and charged credits of a job: `pixtrawl show`, `jobs`",
+    "ix_credit_transactions_top_up": "a user's last top-up: whether to tell again that a job is blocked",
     "ix_credit_transactions_user_id_created_at": "a user's newest transactions: `pixtrawl credits history`",
     "ix_job_chunks_job_id_status": "a job's chunks with one status: drained when it is cancelled",
     "ix_job_chunks_live": "chunks in flight: how many there are, whose lease has ended",
+    "ix_job_chunks_parked": "parked chunks by when they are ready again",
     "ix_job_chunks_priority_created_at": "chunks by urgency and age; the scheduler claims by `ix_job_chunks_ready`",
     "ix_job_chunks_ready": "the claim: the next ready chunks of each job",
     "ix_job_chunks_status": "chunks with one status",
     "ix_job_chunks_task_id": "the chunk of a Celery task",
+    "ix_notifications_billed_job": "whether a job's owner was told that it is blocked",
     "ix_notifications_user_id_created_at": "a user's newest notifications",
     "ix_notifications_user_id_is_read": "a user's unread notifications",
     "ix_profiles_user_tier": "users with one subscription",
@@ -51,6 +56,8 @@ TRIGGERS = {
     "derive_usage_gb": "GB follow the exact bytes; the bytes follow a writer that changes only GB",
     "keep_ledger": "what has ended stays as it is, what is pending may only end; an account takes its rows along",
     "keep_ledger_whole": "the ledger is never truncated",
+    "raise_ready_priority_inserted": "a new chunk that is ready raises its job's `ready_priority`",
+    "raise_ready_priority_updated": "so does a chunk that becomes ready, or more urgent",
     "touch_updated_at": "`updated_at` moves with every UPDATE, whoever writes, and never back",
 }
 OPTIONS = {
@@ -58,7 +65,7 @@ OPTIONS = {
     "fillfactor": "room on each page for the next versions of its rows",
     "STORAGE EXTERNAL": "not compressed a second time, and beside the row when it is large",
 }
-CREATE_TRIGGER = re.compile(r"CREATE TRIGGER (\w+) (.+) ON (\w+) FOR EACH (\w+) EXECUTE FUNCTION")
+CREATE_TRIGGER = re.compile(r"CREATE TRIGGER (\w+) (.+) ON (\w+) FOR EACH (\w+)\s")
 SET_STORAGE = re.compile(r"ALTER TABLE (\w+) ALTER COLUMN (\w+) SET STORAGE (\w+)")
 
 

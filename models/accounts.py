@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from models.people import Profile
 
 
+OPEN_HOLD = text("type = 'usage' AND status = 'pending'")
+
+
 class TransactionType(StrEnum):
     """Why credits moved."""
 
@@ -109,9 +112,17 @@ class CreditTransaction(Base):
             "uq_credit_transactions_open_hold",
             "chunk_id",
             unique=True,
-            postgresql_where=text("type = 'usage' AND status = 'pending'"),
+            postgresql_where=OPEN_HOLD,
         ),
         Index("ix_credit_transactions_chunk_id", "chunk_id", postgresql_where=text("chunk_id IS NOT NULL")),
+        Index("ix_credit_transactions_held_by_job", "job_id", postgresql_where=OPEN_HOLD),
+        Index("ix_credit_transactions_held_by_account", "account_id", postgresql_where=OPEN_HOLD),
+        Index(
+            "ix_credit_transactions_top_up",
+            "user_id",
+            "settled_at",
+            postgresql_where=text("type IN ('purchase', 'bonus') AND status = 'completed'"),
+        ),
         {
             "postgresql_with": {"autovacuum_vacuum_scale_factor": "0.05"},
             "comment": "The ledger. What has ended never changes; a pending usage row is the hold of a chunk.",

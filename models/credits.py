@@ -3,6 +3,7 @@ commit. Always true afterwards: ``current_balance`` = Σ amount of completed row
 """
 
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sqlalchemy import text
@@ -121,36 +122,51 @@ def spendable(session: Session, account_id: uuid.UUID) -> tuple[int, BlockedReas
 
 SETTLE = text("""
 WITH open_hold AS (
-    SELECT id, account_id, held, period, :accepted * unit_price - coalesce((
+    SELECT t.id, t.account_id, t.chunk_id, t.held, t.period, wanted.accepted * t.unit_price - coalesce((
         SELECT -sum(amount) FROM credit_transactions
-        WHERE chunk_id = :chunk_id AND type = 'usage' AND status = 'completed'), 0) AS charge
-    FROM credit_transactions WHERE chunk_id = :chunk_id AND type = 'usage' AND status = 'pending'),
+        WHERE chunk_id = wanted.chunk_id AND type = 'usage' AND status = 'completed'), 0) AS charge
+    FROM unnest(CAST(:chunk_ids AS bigint[]), CAST(:accepted AS bigint[])) AS wanted (chunk_id, accepted)
+        JOIN credit_transactions t ON t.chunk_id = wanted.chunk_id AND t.type = 'usage' AND t.status = 'pending'),
+rest AS (
+    SELECT account_id, sum(credits) AS credits, jsonb_object_agg(period, credits) AS of_period
+    FROM (SELECT account_id, coalesce(period, '') AS period, sum(held - charge) AS credits,
+        bool_and(charge BETWEEN 0 AND held) AS covered FROM open_hold GROUP BY account_id, 2) AS months
+    GROUP BY account_id HAVING bool_and(covered)),
 account AS (
-    UPDATE credit_accounts a SET current_balance = a.current_balance + h.held - h.charge,
-        monthly_usage = a.monthly_usage - CASE WHEN a.usage_period = h.period THEN h.held - h.charge ELSE 0 END
-    FROM open_hold h WHERE a.id = h.account_id AND h.charge BETWEEN 0 AND h.held
+    UPDATE credit_accounts a SET current_balance = a.current_balance + rest.credits,
+        monthly_usage = a.monthly_usage - coalesce(CAST(rest.of_period->>a.usage_period AS int), 0)
+    FROM rest WHERE a.id = rest.account_id
     RETURNING a.id, a.current_balance),
 settled AS (
     UPDATE credit_transactions t SET
         status = CASE WHEN h.charge = 0 THEN 'cancelled' ELSE 'completed' END,
         amount = CASE WHEN h.charge = 0 THEN t.amount ELSE -h.charge END,
-        balance_after = account.current_balance, settled_at = now()
-    FROM open_hold h JOIN account ON account.id = h.account_id
-    WHERE t.id = h.id AND t.status = 'pending' RETURNING h.charge)
-SELECT h.held, h.charge, s.charge FROM open_hold h LEFT JOIN settled s ON true
+        balance_after = h.balance, settled_at = now()
+    FROM (
+        SELECT h.id, h.charge, account.current_balance - coalesce(sum(h.held - h.charge) OVER (
+            PARTITION BY h.account_id ORDER BY h.chunk_id
+            ROWS BETWEEN 1 FOLLOWING AND UNBOUNDED FOLLOWING), 0) AS balance
+        FROM open_hold h JOIN account ON account.id = h.account_id) h
+    WHERE t.id = h.id AND t.status = 'pending' RETURNING t.id)
+SELECT h.chunk_id, h.held, h.charge, s.id IS NOT NULL AS settled
+FROM open_hold h LEFT JOIN settled s ON s.id = h.id
 """)
 
 
 def settle(session: Session, chunk_id: int, accepted: int) -> int | None:
-    """hold open → settled: charge what is not yet charged for all ``accepted`` images of a chunk, and give the
-    rest back. Returns the charge, or None when the chunk has no open hold.
+    """hold open → settled, for one chunk: the charge, or None when it has no open hold."""
+    return settle_all(session, {chunk_id: accepted}).get(chunk_id)
 
-    Raises CreditError when the hold does not cover the charge: a bug, and the transaction must not commit.
+
+def settle_all(session: Session, accepted: Mapping[int, int]) -> dict[int, int]:
+    """holds open → settled: charge what is not yet charged for all ``accepted`` images of each chunk, and give
+    the rest back. Returns the charge of each chunk that had an open hold.
+
+    Raises CreditError when a hold does not cover its charge: a bug, and the transaction must not commit.
     """
-    row = session.execute(SETTLE, {"chunk_id": chunk_id, "accepted": accepted}).one_or_none()
-    if row is None:
-        return None
-    held, due, charged = row
-    if charged is None:
-        raise CreditError(f"The hold of chunk {chunk_id} is {held} credits and {due} are due.")
-    return int(charged)
+    parameters = {"chunk_ids": list(accepted), "accepted": list(accepted.values())}
+    rows = session.execute(SETTLE, parameters).all()
+    for chunk_id, held, due, settled in rows:
+        if not 0 <= due <= held or not settled:
+            raise CreditError(f"The hold of chunk {chunk_id} is {held} credits and {due} are due.")
+    return {row.chunk_id: int(row.charge) for row in rows}

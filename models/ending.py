@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from models.credits import settle
+from models.credits import settle_all
 from models.jobs import ChunkStatus
 from models.outcomes import Reason
-from models.recording import Tally, count_job, refuse_range
+from models.recording import Tally, count_job, refuse_ranges, refuse_unresolved
 
 ENDING_COLUMNS = """c.id, c.job_id, c.size, c.accepted, c.failed, c.retry_count,
     CAST(c.image_range->>'start' AS int) AS start, CAST(c.image_range->>'end' AS int) AS "end\""""
@@ -35,6 +35,11 @@ class EndingChunk:
     def unresolved(self) -> int:
         """Candidates without an outcome."""
         return self.size - self.accepted - self.failed
+
+    @property
+    def untouched(self) -> bool:
+        """Whether no candidate has an outcome."""
+        return 0 < self.unresolved == self.size
 
 
 EXPIRED = text(f"""
@@ -76,16 +81,24 @@ def rescue_chunk(session: Session, lost_leases_max: int) -> RescuedChunk | None:
 
 DRAINABLE = text(f"""
 SELECT {ENDING_COLUMNS} FROM job_chunks c WHERE c.job_id = :job_id AND c.status = 'pending'
-ORDER BY c.id LIMIT :limit FOR UPDATE SKIP LOCKED
+LIMIT :limit FOR UPDATE SKIP LOCKED
 """)
+UNRESOLVED_MAX = 500
+"""Candidates that get a row each in one batch: those of chunks that have some outcomes already."""
 
 
-def drain_cancelled(session: Session, job_id: int, limit: int = 200) -> int:
+def drain_cancelled(session: Session, job_id: int, limit: int = 100) -> int:
     """pending or queued → completed, the rest ``cancelled``, holds settled: a batch of one cancelled job.
 
     Returns how many chunks ended.
     """
-    chunks = [EndingChunk(*row) for row in session.execute(DRAINABLE, {"job_id": job_id, "limit": limit})]
+    chunks: list[EndingChunk] = []
+    single = 0
+    for row in session.execute(DRAINABLE, {"job_id": job_id, "limit": limit}):
+        chunk = EndingChunk(*row)
+        single += 0 if chunk.untouched else chunk.unresolved
+        if single <= UNRESOLVED_MAX or not chunks:
+            chunks.append(chunk)
     if chunks:
         end_chunks(session, chunks, ChunkStatus.COMPLETED, Reason.CANCELLED, "the job was cancelled")
     return len(chunks)
@@ -102,19 +115,20 @@ RETURNING c.id, c.accepted
 """)
 
 
-def drain_paused(session: Session, job_id: int, limit: int = 200) -> int:
+def drain_paused(session: Session, job_id: int, limit: int = 100) -> int:
     """queued → pending, holds settled: a batch of one paused job; so are holds of chunks that came back from a
     worker. Returns how many holds were settled.
     """
     chunks = session.execute(UNQUEUE_PAUSED, {"job_id": job_id, "limit": limit}).all()
-    for chunk_id, accepted in chunks:
-        settle(session, chunk_id, accepted)
+    if chunks:
+        settle_all(session, {chunk.id: chunk.accepted for chunk in chunks})
     return len(chunks)
 
 
-END_CHUNK = text("""
-UPDATE job_chunks SET status = :status, failed = size - accepted, queued_at = NULL, lease_until = NULL,
-    worker = NULL, error_message = :message WHERE id = :id
+END_CHUNKS = text("""
+UPDATE job_chunks SET status = :status, failed = size - accepted, queued_at = NULL, available_at = NULL,
+    lease_until = NULL, worker = NULL, error_message = :message
+WHERE id = ANY(CAST(:ids AS int[]))
 """)
 
 
@@ -129,15 +143,15 @@ def end_chunks(
 ) -> None:
     """Locked chunks of one job → ended: every candidate without an outcome gets ``reason``; holds are settled."""
     job_id = chunks[0].job_id
+    ranges = [(chunk.id, chunk.start, chunk.end) for chunk in chunks if chunk.untouched]
+    refuse_ranges(session, job_id, ranges, reason, detail)
     for chunk in chunks:
-        if chunk.unresolved:
-            positions = (chunk.start, chunk.end)
-            untouched = chunk.unresolved == chunk.size
-            refuse_range(session, job_id, chunk.id, positions, reason, detail, untouched=untouched)
-        session.execute(END_CHUNK, {"id": chunk.id, "status": status.value, "message": detail})
+        if chunk.unresolved and not chunk.untouched:
+            refuse_unresolved(session, job_id, (chunk.id, chunk.start, chunk.end), reason, detail)
+    ids = [chunk.id for chunk in chunks]
+    session.execute(END_CHUNKS, {"ids": ids, "status": status.value, "message": detail})
     unresolved = sum(chunk.unresolved for chunk in chunks)
     tally = Tally(failures={reason.value: unresolved} if unresolved else None)
     ended = {"failed_chunks": len(chunks)} if status is ChunkStatus.FAILED else {"completed": len(chunks)}
     count_job(session, job_id, tally, active=active, **ended)
-    for chunk in chunks:
-        settle(session, chunk.id, chunk.accepted)
+    settle_all(session, {chunk.id: chunk.accepted for chunk in chunks})

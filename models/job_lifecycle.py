@@ -16,6 +16,7 @@ from models.credits import PERIOD
 from models.jobs import BlockedReason, JobStatus, SourceKind
 from models.notifications import NotificationType
 from models.queueing import LIVE
+from models.readiness import READY
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +125,8 @@ BLOCKED_TEXT = {
 
 TOLD = text("""
 SELECT FROM notifications
-WHERE user_id = :user_id AND category = 'billing'
-    AND metadata @> jsonb_build_object('job_id', CAST(:job_id AS int), 'reason', CAST(:reason AS text))
+WHERE user_id = :user_id AND category = 'billing' AND metadata->>'job_id' = CAST(CAST(:job_id AS int) AS text)
+    AND metadata->>'reason' = :reason
     AND created_at >= greatest(date_trunc('month', now() AT TIME ZONE 'utc') AT TIME ZONE 'utc', (
         SELECT max(settled_at) FROM credit_transactions
         WHERE user_id = :user_id AND type IN ('purchase', 'bonus') AND status = 'completed'))
@@ -152,12 +153,12 @@ def block_job(session: Session, job_id: int, reason: BlockedReason) -> bool:
 
 UNBLOCK = text(f"""
 UPDATE crawl_jobs j SET blocked_reason = NULL
-FROM projects p JOIN credit_accounts a ON a.user_id = p.user_id
-WHERE p.id = j.project_id AND j.blocked_reason IS NOT NULL AND least(a.current_balance, a.monthly_limit
-    - CASE WHEN a.usage_period >= {PERIOD} THEN a.monthly_usage ELSE 0 END) >= j.unit_price * coalesce((
+FROM projects p JOIN credit_accounts a ON a.user_id = p.user_id CROSS JOIN LATERAL (SELECT least(a.current_balance,
+    a.monthly_limit - CASE WHEN a.usage_period >= {PERIOD} THEN a.monthly_usage ELSE 0 END) AS credits) free
+WHERE p.id = j.project_id AND j.blocked_reason IS NOT NULL AND j.status IN ('pending', 'running')
+    AND free.credits >= j.unit_price AND free.credits >= j.unit_price * coalesce((
         SELECT CASE WHEN c.accepted + c.failed = 0 THEN 1 ELSE c.size - c.accepted - c.failed END
-        FROM job_chunks c WHERE c.job_id = j.id AND c.status = 'pending' AND c.queued_at IS NULL
-        ORDER BY c.priority DESC, c.id LIMIT 1), 1)
+        FROM job_chunks c WHERE c.job_id = j.id AND {READY} ORDER BY c.priority DESC, c.id LIMIT 1), 1)
 RETURNING j.id
 """)
 """A chunk with outcomes cannot be cut at what the credits cover: it waits until they cover all that is left."""
@@ -237,12 +238,14 @@ def folder_of(session: Session, job_id: int) -> str | None:
 
 
 REFRESH_TASKS = text(f"""
-UPDATE crawl_jobs j SET task_ids = coalesce(live.ids, '[]')
-FROM crawl_jobs k LEFT JOIN (
-    SELECT c.job_id, jsonb_agg(c.task_id ORDER BY c.id) AS ids FROM job_chunks c
-    WHERE {LIVE} GROUP BY c.job_id) live ON live.job_id = k.id
-WHERE j.id = k.id AND k.status IN ('pending', 'running') AND k.source_kind IS NOT NULL
-    AND j.task_ids <> coalesce(live.ids, '[]')
+WITH live AS (
+    SELECT c.job_id, jsonb_agg(c.task_id ORDER BY c.id) AS ids FROM job_chunks c WHERE {LIVE} GROUP BY c.job_id),
+changed AS MATERIALIZED (
+    SELECT j.id, coalesce(live.ids, '[]') AS ids FROM crawl_jobs j LEFT JOIN live ON live.job_id = j.id
+    WHERE j.status IN ('pending', 'running') AND j.source_kind IS NOT NULL
+        AND j.task_ids <> coalesce(live.ids, '[]'))
+UPDATE crawl_jobs j SET task_ids = changed.ids FROM changed
+WHERE j.id = changed.id AND j.id = ANY(ARRAY(SELECT id FROM changed)) AND j.status IN ('pending', 'running')
 """)
 
 

@@ -11,6 +11,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     LargeBinary,
+    SmallInteger,
     String,
     UniqueConstraint,
     event,
@@ -19,6 +20,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from models.base import OWNED, Base, ByteCounter, Counter, CreatedAt, UpdatedAt, default_word, one_of
+from models.readiness import RAISE_READY_PRIORITY, TRIGGERS
 
 if TYPE_CHECKING:
     from models.images import Image
@@ -234,6 +236,10 @@ class CrawlJob(Base):
     dispatched_at: Mapped[datetime.datetime | None] = mapped_column(
         comment="When a chunk of it was last dispatched, from when ageing counts; NULL: never"
     )
+    ready_priority: Mapped[int | None] = mapped_column(
+        SmallInteger,
+        comment="Priority of its best ready chunk, or higher; NULL: none is ready. Kept by a trigger",
+    )
     paused_at: Mapped[datetime.datetime | None] = mapped_column(
         comment="Since when nothing is dispatched, by the user's wish; NULL: not paused"
     )
@@ -276,7 +282,14 @@ class JobChunk(Base):
             "job_id",
             text("priority DESC"),
             "id",
-            postgresql_where=text("status = 'pending' AND queued_at IS NULL"),
+            postgresql_where=text(
+                "status = 'pending' AND queued_at IS NULL AND available_at IS NULL AND candidates IS NOT NULL"
+            ),
+        ),
+        Index(
+            "ix_job_chunks_parked",
+            "available_at",
+            postgresql_where=text("status = 'pending' AND available_at IS NOT NULL"),
         ),
         Index(
             "ix_job_chunks_live",
@@ -352,3 +365,5 @@ event.listen(
     # They are compressed already: PostgreSQL need not try again.
     DDL("ALTER TABLE job_chunks ALTER COLUMN candidates SET STORAGE EXTERNAL"),  # type: ignore[no-untyped-call]
 )
+for statement in (RAISE_READY_PRIORITY, *TRIGGERS):
+    event.listen(JobChunk.__table__, "after_create", DDL(statement))  # type: ignore[no-untyped-call]

@@ -44,6 +44,11 @@ class Notification(Base):
         Index(None, "user_id"),
         Index(None, "user_id", "is_read"),
         Index(None, "user_id", "created_at"),
+        Index(
+            "ix_notifications_billed_job",
+            text("(metadata ->> 'job_id')"),
+            postgresql_where=text("category = 'billing'"),
+        ),
         {"comment": "What users are told: one row is one message to one user."},
     )
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from models.readiness import READY, lower_ready_priorities, unpark_chunks
+
+UNPARKED_MAX = 100
 LIVE = """((c.status = 'processing' AND c.lease_until < 'infinity')
     OR (c.status = 'pending' AND c.queued_at IS NOT NULL))"""
 """A lease without end is that of another service's worker."""
-READY = """c.status = 'pending' AND c.queued_at IS NULL AND c.candidates IS NOT NULL
-    AND (c.available_at IS NULL OR c.available_at <= now())"""
 RUNNABLE = """j.status IN ('pending', 'running') AND j.source_kind IS NOT NULL AND j.blocked_reason IS NULL
     AND j.paused_at IS NULL AND j.cancelled_at IS NULL"""
 """A job without a source was made by another service and is left alone."""
@@ -50,36 +51,42 @@ WITH live AS (
     SELECT p.user_id, count(*) AS chunks
     FROM job_chunks c JOIN crawl_jobs j ON j.id = c.job_id JOIN projects p ON p.id = j.project_id
     WHERE {LIVE} GROUP BY p.user_id),
-heads AS ( -- One index descent for each runnable job.
+heads AS ( -- Every runnable job by the priority that its best chunk has at most; no chunk is looked at.
     SELECT j.id, j.created_at, p.user_id, coalesce(live.chunks, 0) AS chunks,
-        CAST(floor(extract(epoch FROM now() - coalesce(j.dispatched_at, j.created_at)) / :ageing_seconds) AS int)
-            AS age, head.priority
+        CAST(floor(date_part('epoch', now() - coalesce(j.dispatched_at, j.created_at)) / :ageing_seconds) AS int)
+            AS age, j.ready_priority AS priority
     FROM crawl_jobs j JOIN projects p ON p.id = j.project_id LEFT JOIN live ON live.user_id = p.user_id
-    CROSS JOIN LATERAL (SELECT c.priority FROM job_chunks c WHERE c.job_id = j.id AND {READY}
-        ORDER BY c.priority DESC, c.id LIMIT 1) head
-    WHERE {RUNNABLE}),
+    WHERE {RUNNABLE} AND j.ready_priority IS NOT NULL AND j.id <> ALL(CAST(:passed AS int[]))),
 urgent AS (
     SELECT *, least(10, priority + age) AS urgency, chunks + row_number() OVER (
         PARTITION BY user_id ORDER BY least(10, priority + age) DESC, created_at, id) AS turn FROM heads),
-jobs AS (SELECT * FROM urgent ORDER BY urgency DESC, turn, created_at, id LIMIT :limit),
-ranked AS (
-    SELECT c.id, least(10, c.priority + j.age) AS urgency, j.created_at, j.chunks + row_number() OVER (
-        PARTITION BY j.user_id ORDER BY least(10, c.priority + j.age) DESC, j.created_at, c.id) AS turn
-    FROM jobs j CROSS JOIN LATERAL (SELECT c.id, c.priority FROM job_chunks c WHERE c.job_id = j.id AND {READY}
-        ORDER BY c.priority DESC, c.id LIMIT :limit) c),
+jobs AS MATERIALIZED (SELECT * FROM urgent ORDER BY urgency DESC, turn, created_at, id LIMIT :limit),
+ranked AS MATERIALIZED (
+    SELECT c.id, c.job_id, c.priority, least(10, c.priority + j.age) AS urgency, j.created_at,
+        j.chunks + row_number() OVER (
+            PARTITION BY j.user_id ORDER BY least(10, c.priority + j.age) DESC, j.created_at, c.id) AS turn
+    FROM jobs j CROSS JOIN LATERAL (SELECT c.id, c.job_id, c.priority FROM job_chunks c
+        WHERE c.job_id = j.id AND {READY} ORDER BY c.priority DESC, c.id LIMIT :limit) c),
+stale AS MATERIALIZED (
+    SELECT ARRAY(SELECT j.id FROM jobs j WHERE NOT EXISTS (
+        SELECT FROM ranked WHERE ranked.job_id = j.id AND ranked.priority = j.priority)) AS job_ids),
 picked AS MATERIALIZED (
     SELECT id, row_number() OVER (ORDER BY urgency DESC, turn, created_at, id) AS place
     FROM ranked ORDER BY urgency DESC, turn, created_at, id LIMIT :limit),
 locked AS (
     SELECT c.id, c.job_id, c.size, c.size - c.accepted - c.failed AS unresolved FROM job_chunks c
-    WHERE c.id = ANY(ARRAY(SELECT id FROM picked)) AND {READY} FOR UPDATE SKIP LOCKED)
-SELECT l.id, l.job_id, p.user_id, a.id AS account_id, l.size, l.unresolved, j.unit_price,
-    EXISTS (SELECT FROM credit_transactions t
-        WHERE t.chunk_id = l.id AND t.type = 'usage' AND t.status = 'pending') AS held
-FROM locked l JOIN picked ON picked.id = l.id JOIN crawl_jobs j ON j.id = l.job_id
-    JOIN projects p ON p.id = j.project_id LEFT JOIN credit_accounts a ON a.user_id = p.user_id
-ORDER BY picked.place
+    WHERE c.id = ANY(ARRAY(SELECT id FROM picked)) AND {READY} FOR UPDATE SKIP LOCKED),
+claimed AS (
+    SELECT l.id, l.job_id, p.user_id, a.id AS account_id, l.size, l.unresolved, j.unit_price,
+        EXISTS (SELECT FROM credit_transactions t
+            WHERE t.chunk_id = l.id AND t.type = 'usage' AND t.status = 'pending') AS held, picked.place
+    FROM locked l JOIN picked ON picked.id = l.id JOIN crawl_jobs j ON j.id = l.job_id
+        JOIN projects p ON p.id = j.project_id LEFT JOIN credit_accounts a ON a.user_id = p.user_id)
+SELECT claimed.id, job_id, user_id, account_id, size, unresolved, unit_price, held, stale.job_ids AS stale
+FROM stale LEFT JOIN claimed ON stale.job_ids = '{{}}'
+ORDER BY place
 """)
+LOOKS_MAX = 10
 
 
 def claim_chunks(session: Session, limit: int, *, ageing_seconds: float = 600) -> list[ClaimedChunk]:
@@ -87,9 +94,20 @@ def claim_chunks(session: Session, limit: int, *, ageing_seconds: float = 600) -
 
     By priority (raised by one for each ``ageing_seconds`` in which nothing of the job was dispatched), then
     fairly between users by the chunks that they have in flight, then by age.
+
+    Jobs are ranked by what they have ready at most. The order is right once that is exact for the first
+    ``limit`` of them, for a job further down can only fall; until then they are looked at again.
     """
-    rows = session.execute(CLAIM, {"limit": limit, "ageing_seconds": ageing_seconds})
-    return [ClaimedChunk(*row) for row in rows]
+    unpark_chunks(session, UNPARKED_MAX)
+    passed: set[int] = set()
+    for _ in range(LOOKS_MAX):
+        parameters = {"limit": limit, "ageing_seconds": ageing_seconds, "passed": sorted(passed)}
+        rows = session.execute(CLAIM, parameters).all()
+        stale = rows[0].stale
+        if not stale:
+            return [ClaimedChunk(*row[:-1]) for row in rows if row.id is not None]
+        passed |= lower_ready_priorities(session, stale)
+    return []
 
 
 QUEUE = text("""
@@ -113,6 +131,7 @@ def mark_dispatched(session: Session, job_ids: Sequence[int]) -> None:
 def queue_chunks(session: Session, ids: Sequence[int]) -> list[Message]:
     """pending → queued, attempt + 1, for claimed chunks that have a hold; messages in the order of ``ids``."""
     messages = {row.id: Message(*row) for row in session.execute(QUEUE, {"ids": list(ids)})}
+    lower_ready_priorities(session, {message.job_id for message in messages.values()})
     return [messages[chunk_id] for chunk_id in ids if chunk_id in messages]
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from models.arrays import array
 from models.outcomes import Accepted, Outcome, Reason, Refused
 
 
@@ -86,8 +87,7 @@ def insert_images(session: Session, job_id: int, chunk_id: int, images: Iterable
     ordered = sorted(images, key=lambda image: (image.sha256, image.position))
     if not ordered:
         return set()
-    columns = {name: [storable(getattr(image, name)) for image in ordered] for name in IMAGE_COLUMNS}
-    columns["format"] = [image.format.value for image in ordered]
+    columns = {name: array(storable(getattr(image, name)) for image in ordered) for name in IMAGE_COLUMNS}
     rows = session.execute(INSERT_IMAGES, {"job_id": job_id, "chunk_id": chunk_id, **columns})
     return set(rows.scalars())
 
@@ -108,7 +108,7 @@ def duplicates(session: Session, job_id: int, images: Sequence[Accepted]) -> lis
     """The outcome ``duplicate`` for images whose bytes stand at another position of the job."""
     if not images:
         return []
-    found = session.execute(SAME_BYTES, {"job_id": job_id, "sha256": [image.sha256 for image in images]})
+    found = session.execute(SAME_BYTES, {"job_id": job_id, "sha256": array(image.sha256 for image in images)})
     first = {bytes(sha256): position for sha256, position in found}
     return [
         Refused(
@@ -132,17 +132,21 @@ SELECT :job_id, :chunk_id, position, position, url, reason, http_status, final_u
 """)
 
 
+FAILURE_COLUMNS = ("position", "url", "reason", "http_status", "final_url", "detail")
+
+
 def insert_failures(session: Session, job_id: int, chunk_id: int, failures: Sequence[Refused]) -> None:
     """One row for each refused candidate. A second outcome for a position is refused by the primary key."""
     if not failures:
         return
     columns = {
-        name: [storable(getattr(failure, name)) for failure in failures]
-        for name in ("position", "url", "http_status", "final_url", "detail")
+        name: array(storable(getattr(failure, name)) for failure in failures) for name in FAILURE_COLUMNS
     }
-    columns["reason"] = [failure.reason.value for failure in failures]
     session.execute(INSERT_FAILURES, {"job_id": job_id, "chunk_id": chunk_id, **columns})
 
+
+Range = tuple[int | None, int, int]
+"""(chunk, first position, the position after the last one)"""
 
 INSERT_UNRESOLVED = text("""
 INSERT INTO failures (job_id, chunk_id, position, position_end, reason, detail)
@@ -151,29 +155,33 @@ FROM generate_series(CAST(:start AS int), CAST(:end AS int) - 1) AS candidate
 WHERE NOT EXISTS (SELECT FROM images i WHERE i.crawl_job_id = :job_id AND i.position = candidate)
     AND NOT EXISTS (SELECT FROM failures f WHERE f.job_id = :job_id AND f.position = candidate)
 """)
-INSERT_RANGE = text("""
+INSERT_RANGES = text("""
 INSERT INTO failures (job_id, chunk_id, position, position_end, reason, detail)
-SELECT :job_id, :chunk_id, :start, :end - 1, :reason, :detail
+SELECT :job_id, chunk_id, first, after - 1, :reason, :detail FROM unnest(
+    CAST(:chunk_ids AS int[]), CAST(:firsts AS int[]), CAST(:afters AS int[])) AS refused (chunk_id, first, after)
 """)
 
 
-def refuse_range(
-    session: Session,
-    job_id: int,
-    chunk_id: int | None,
-    positions: tuple[int, int],
-    reason: Reason,
-    detail: str,
-    *,
-    untouched: bool,
-) -> None:
-    """Give the candidates from ``positions[0]`` up to but without ``positions[1]`` that have no outcome yet one
-    for ``reason``: as one range when none has any (``untouched``), else a row each.
-    """
-    statement = INSERT_RANGE if untouched else INSERT_UNRESOLVED
-    start, end = positions
+RANGE_COLUMNS = ("chunk_ids", "firsts", "afters")
+
+
+def refuse_unresolved(session: Session, job_id: int, positions: Range, reason: Reason, detail: str) -> None:
+    """Give the candidates of a range that have no outcome yet one for ``reason``, a row each."""
+    chunk_id, start, end = positions
     parameters = {"job_id": job_id, "chunk_id": chunk_id, "start": start, "end": end}
-    session.execute(statement, {**parameters, "reason": reason.value, "detail": detail})
+    session.execute(INSERT_UNRESOLVED, {**parameters, "reason": reason.value, "detail": detail})
+
+
+def refuse_ranges(
+    session: Session, job_id: int, ranges: Sequence[Range], reason: Reason, detail: str
+) -> None:
+    """Give all candidates of ranges in which none has an outcome one for ``reason``, a row for each range."""
+    if not ranges:
+        return
+    columns = {
+        name: array(column) for name, column in zip(RANGE_COLUMNS, zip(*ranges, strict=True), strict=True)
+    }
+    session.execute(INSERT_RANGES, {"job_id": job_id, **columns, "reason": reason.value, "detail": detail})
 
 
 COUNT_JOB = text("""

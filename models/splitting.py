@@ -15,7 +15,7 @@ from models.candidates import pack_candidates, unpack_candidates
 from models.jobs import SourceKind, SourceState
 from models.outcomes import Candidate, Reason
 from models.queueing import ClaimedChunk
-from models.recording import Tally, count_job, refuse_range
+from models.recording import Tally, count_job, refuse_ranges
 
 TOP_UP_MIN = 50
 """A top-up waits until so many more are wanted, or until nothing is unresolved: no chunks of one candidate."""
@@ -140,8 +140,7 @@ def _end_source(
         return None
     left = row.total_images - row.source_position
     if left:
-        positions = (row.source_position, row.total_images)
-        refuse_range(session, row.id, None, positions, reason, detail, untouched=True)
+        refuse_ranges(session, row.id, [(None, row.source_position, row.total_images)], reason, detail)
         count_job(session, row.id, Tally(failures={reason.value: left}))
     session.execute(END_SOURCE, {"job_id": row.id, "state": state.value})
     return int(row.id)
