@@ -109,7 +109,9 @@ def engine(database_url: str) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def session(engine: Engine) -> Iterator[Session]:
-    """Session on the fresh database."""
+def session(database_url: str) -> Iterator[Session]:
+    """Session on the fresh database; a test may leave its transaction open for as long as a command takes."""
+    engine = make_engine(database_url, idle_in_transaction_session_timeout="0")
     with Session(engine) as session:
         yield session
+    engine.dispose()

@@ -32,8 +32,9 @@ PAGES_MAX = 600
 PAGES_OF_MANY_ROWS = {
     # Hundreds of images are written, each into five indexes; of the last two, a row for each of 250 candidates.
     "settle with 500": 12_000,
-    "settle with 250": 6_000,
+    "checkpoint of 450": 11_000,
     "checkpoint of 250": 6_000,
+    "settle with 50": 1_500,
     "rescue that gives up": 3_000,
     "drain_cancelled": 5_000,
     # A row or two for each chunk that is queued.
