@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
-from benchmarks.filling import LARGE
+from benchmarks.filling import LARGE, WAITING_SIZE
 from models import audit, reports
 from models.credits import grant
 from models.database import transaction
@@ -58,6 +58,8 @@ from scheduler.leader import LOCK
 LEASE_SECONDS = 60.0
 WORKER = "benchmark"
 REFUSED_EVERY = 11
+LEFT = 50
+"""Candidates that a chunk settles after its last checkpoint."""
 
 Around = Callable[[str, Callable[[], Any]], Any]
 """Calls the function, which has a name, and returns what it returns."""
@@ -166,19 +168,19 @@ class Paths:
         assert chunk is not None
         return chunk
 
-    def begin(self, message: Message) -> tuple[StartedChunk, Fence]:
-        """queued → processing → processing, with half of the outcomes."""
+    def begin(self, message: Message, left: int) -> tuple[StartedChunk, Fence]:
+        """queued → processing → processing, with all outcomes but the last ones."""
         chunk = self.start(message)
         self.step("renew_lease", partial(renew_lease, fence=chunk.fence, lease_seconds=LEASE_SECONDS))
-        done = outcomes(chunk, chunk.candidates[: len(chunk.candidates) // 2])
+        done = outcomes(chunk, chunk.candidates[:-left])
         write = partial(checkpoint_chunk, fence=chunk.fence, outcomes=done, lease_seconds=LEASE_SECONDS)
         assert self.step(f"checkpoint of {len(done)}", write)
         return chunk, replace(chunk.fence, checkpoint=chunk.fence.checkpoint + 1)
 
     def work(self, message: Message) -> None:
-        """One chunk from its message to its end, with one checkpoint on the way."""
-        chunk, fence = self.begin(message)
-        rest = outcomes(chunk, chunk.candidates[len(chunk.candidates) // 2 :])
+        """One large chunk from its message to its end, with a checkpoint before that."""
+        chunk, fence = self.begin(message, LEFT)
+        rest = outcomes(chunk, chunk.candidates[-LEFT:])
         assert self.step(f"settle with {len(rest)}", partial(settle_chunk, fence=fence, outcomes=rest))
 
     def settle(self, message: Message) -> None:
@@ -189,14 +191,14 @@ class Paths:
 
     def hand_back(self, message: Message) -> None:
         """One chunk of which a worker that leaves has done half."""
-        _, fence = self.begin(message)
+        _, fence = self.begin(message, WAITING_SIZE // 2)
         assert self.step("hand back", partial(hand_back_chunk, fence=fence, outcomes=()))
 
     # ---------------------------------------------------------------------------- what goes otherwise
 
     def rescue(self, message: Message, *, lost_leases_max: int) -> None:
         """processing → pending or, with none lost allowed, → failed, for a worker that died half way."""
-        self.begin(message)
+        self.begin(message, WAITING_SIZE // 2)
         past = "UPDATE job_chunks SET lease_until = now() - interval '1 s' WHERE id = :id"
         self.prepare(past, id=message.chunk_id)
         name = "rescue" if lost_leases_max else "rescue that gives up"

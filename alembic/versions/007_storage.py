@@ -1,4 +1,4 @@
-"""Room on the pages of hot rows, and earlier vacuums of tables that change: docs/database_bloat.md measures it.
+"""Room on the pages of hot rows, earlier vacuums of tables that change; `python -m benchmarks.bloat` measures it.
 
 It changes no row: the pages that exist get their room as rows on them move on.
 """
