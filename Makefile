@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-postgres test-migrations check format docs lock bench clean
+.PHONY: help venv demo test test-postgres test-migrations check format docs lock bench bench-size bench-bloat clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -34,6 +34,12 @@ format: venv ## Format the code
 
 bench: venv ## Measure the rate beside the bare floor and img2dataset (ARGS="--rounds 3 --write")
 	@$(BIN)/python -m benchmarks.rate $(ARGS)
+
+bench-size: venv ## Measure every database path at a million rows (ARGS="--write")
+	@$(BIN)/python -m benchmarks.size $(ARGS)
+
+bench-bloat: venv ## Measure what 100,000 settles leave in the hot tables (ARGS="--settles 100000 --write")
+	@$(BIN)/python -m benchmarks.bloat $(ARGS)
 
 docs: venv ## Write docs/DATABASE_SCHEMA.md from the models
 	@$(BIN)/python -m docs.database_schema
