@@ -8,6 +8,7 @@ from statistics import median
 from string import Template
 
 from benchmarks.report import machine
+from models.database import REVISION
 
 TEMPLATE = Path(__file__).with_name("bloat.template.md")
 HOT = ("job_chunks", "crawl_jobs", "credit_accounts", "credit_transactions", "usage_metrics", "workers")
@@ -151,6 +152,7 @@ def page(runs: Mapping[str, Run], kept: Sequence[tuple[str, float]], circumstanc
         date=circumstances.date,
         settles=f"{circumstances.settles:,}",
         writers=circumstances.writers,
+        revision=REVISION,
         users=f"{circumstances.users:,}",
         jobs=circumstances.jobs,
         candidates=circumstances.candidates,

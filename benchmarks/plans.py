@@ -42,6 +42,11 @@ class Explained:
         return int(top["Shared Hit Blocks"] + top["Shared Read Blocks"])
 
     @property
+    def indexes(self) -> set[str]:
+        """Indexes that were used."""
+        return {node["Index Name"] for node in self.nodes() if "Index Name" in node}
+
+    @property
     def scanned(self) -> set[str]:
         """Tables that were read from the beginning to the end."""
         return {node["Relation Name"] for node in self.nodes() if node["Node Type"] == "Seq Scan"}

@@ -16,12 +16,13 @@ from statistics import median
 from string import Template
 from typing import Any
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, func, select, text
 
 from benchmarks.filling import Size, fill
 from benchmarks.hot_paths import Paths
 from benchmarks.plans import Explainer
 from benchmarks.report import machine
+from models import Base
 from models.database import make_engine, migrate
 from models.queueing import Message
 from scheduler.devstack import ServicesError, join
@@ -62,12 +63,6 @@ DRAWN = (
 """Steps whose longest statement is drawn on the page."""
 
 
-COUNT_ROWS = text("""
-SELECT relname, n_live_tup FROM pg_stat_user_tables WHERE n_live_tup > 0 AND relname <> 'alembic_version'
-ORDER BY n_live_tup DESC, relname
-""")
-
-
 class Figures:
     """Milliseconds of each step: ``taken`` from the program's side, with the way there and back; ``worked`` by
     the server's process, where the kernel tells.
@@ -79,7 +74,10 @@ class Figures:
         with engine.connect() as connection:
             # The pool has one connection, so there is one such process.
             pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
-            self.rows = {str(table): int(rows) for table, rows in connection.execute(COUNT_ROWS)}
+            self.rows = {
+                table.name: int(connection.execute(select(func.count()).select_from(table)).scalar_one())
+                for table in Base.metadata.sorted_tables
+            }
         self.schedule = Path(f"/proc/{pid}/schedstat")
         self.plans: dict[str, str] = {}
 
@@ -233,12 +231,13 @@ def page(runs: Sequence[Figures], little: Figures, load: float) -> str:
         f"<details>\n<summary>{name}</summary>\n\n```\n{plan}\n```\n\n</details>"
         for name, plan in runs[-1].plans.items()
     ]
+    rows = sorted(runs[-1].rows.items(), key=lambda item: (-item[1], item[0]))
     return Template(TEMPLATE.read_text("utf-8")).substitute(
         machine=machine(),
         load=f"{load:.1f}",
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         runs=len(runs),
-        rows=", ".join(f"{count:,} `{name}`" for name, count in runs[-1].rows.items()),
+        rows=", ".join(f"{count:,} `{name}`" for name, count in rows if count),
         figures="\n".join(table(runs, little)),
         plans="\n\n".join(drawings),
     )
