@@ -87,7 +87,7 @@ UNRESOLVED_MAX = 500
 """Candidates that get a row each in one batch: those of chunks that have some outcomes already."""
 
 
-def drain_cancelled(session: Session, job_id: int, limit: int = 100) -> int:
+def drain_cancelled(session: Session, job_id: int, limit: int = 75) -> int:
     """pending or queued → completed, the rest ``cancelled``, holds settled: a batch of one cancelled job.
 
     Returns how many chunks ended.

@@ -245,7 +245,7 @@ changed AS MATERIALIZED (
     WHERE j.status IN ('pending', 'running') AND j.source_kind IS NOT NULL
         AND j.task_ids <> coalesce(live.ids, '[]'))
 UPDATE crawl_jobs j SET task_ids = changed.ids FROM changed
-WHERE j.id = changed.id AND j.id = ANY(ARRAY(SELECT id FROM changed)) AND j.status IN ('pending', 'running')
+WHERE j.id = changed.id AND j.status IN ('pending', 'running')
 """)
 
 
