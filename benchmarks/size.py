@@ -26,7 +26,6 @@ from models import Base
 from models.database import make_engine, migrate
 from models.queueing import Message
 from scheduler.devstack import ServicesError, join
-from scheduler.dispatch import BATCH
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "database_size.md"
