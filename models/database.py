@@ -22,8 +22,17 @@ SESSION_LIMITS = {
     "idle_in_transaction_session_timeout": "10s",
     "lock_timeout": "5s",
     "statement_timeout": "30s",
+    # A client that is stopped while the server sends to it is not idle: only this ends its transaction.
+    "tcp_user_timeout": "10s",
 }
-KEEPALIVES = {"keepalives": 1, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+KEEPALIVES = {
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    # Keepalives rest while something sent is unacknowledged: a partition would be noticed after 15 minutes.
+    "tcp_user_timeout": 10_000,
+}
 
 
 class UnreachableError(Exception):

@@ -24,8 +24,13 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 @contextmanager
-def other_postgres(binaries: Path) -> Iterator[str]:
-    """URL of a server that runs the programs in ``binaries``, stopped at the end, or with this process."""
+def other_postgres(binaries: Path, tcp_port: int | None = None) -> Iterator[str]:
+    """URL of a server that runs the programs in ``binaries``, stopped at the end, or with this process.
+
+    It listens at a socket, or at ``tcp_port`` of the loopback.
+    """
+    settings = SETTINGS | ({"listen_addresses": "127.0.0.1"} if tcp_port else {})
+    port = tcp_port or PORT
     identity = choose_identity([binaries / "initdb", binaries / "postgres"], [], None)
     assert identity is not None, f"no user on this machine can run the programs in {binaries}"
     # A socket's path has at most 107 bytes, which the folders of a test run may exceed.
@@ -34,8 +39,8 @@ def other_postgres(binaries: Path) -> Iterator[str]:
     server: subprocess.Popen[bytes] | None = None
     try:
         _run(identity, binaries / "initdb", "-D", folder / "data", *INITDB_OPTIONS)
-        settings = [part for name, value in SETTINGS.items() for part in ("-c", f"{name}={value}")]
-        command = [binaries / "postgres", "-D", folder / "data", "-k", folder, "-p", str(PORT), *settings]
+        options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        command = [binaries / "postgres", "-D", folder / "data", "-k", folder, "-p", str(port), *options]
         with (folder / "log").open("wb") as log:
             server = subprocess.Popen(
                 command,
@@ -45,8 +50,9 @@ def other_postgres(binaries: Path) -> Iterator[str]:
                 stderr=log,
                 preexec_fn=lambda: _become(identity),  # noqa: PLW1509  A fixture of one thread.
             )
-        until(lambda: _answers(server, folder), "the start of PostgreSQL")
-        yield f"postgresql+psycopg2://postgres@/postgres?host={folder}&port={PORT}"
+        until(lambda: _answers(server, folder, port), "the start of PostgreSQL")
+        host = "127.0.0.1" if tcp_port else folder
+        yield f"postgresql+psycopg2://postgres@/postgres?host={host}&port={port}"
     finally:
         if server is not None:
             server.send_signal(signal.SIGINT)
@@ -76,10 +82,10 @@ def _become(identity: Identity) -> None:
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGQUIT, 0, 0, 0)
 
 
-def _answers(server: subprocess.Popen[bytes], folder: Path) -> bool:
+def _answers(server: subprocess.Popen[bytes], folder: Path, port: int) -> bool:
     assert server.poll() is None, (folder / "log").read_text()
     try:
-        psycopg2.connect(host=str(folder), port=PORT, user="postgres", dbname="postgres").close()
+        psycopg2.connect(host=str(folder), port=port, user="postgres", dbname="postgres").close()
     except psycopg2.OperationalError:
         return False
     return True

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +21,13 @@ def until(condition: Callable[[], Any], what: str = "the condition", seconds: fl
         assert time.monotonic() < deadline, f"{what} did not come true in {seconds} s"
         time.sleep(0.05)
     return value
+
+
+def free_port() -> int:
+    """A TCP port of the loopback that nobody listens at now."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 def environment(home: Path, **variables: object) -> dict[str, str]:
