@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 TEMPLATE = "template_at_head"
 numbers = itertools.count(1)
+
+# A shell starts what it puts into the background with SIGINT ignored; every command under test would inherit it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # As the program has it: structlog's own default draws a traceback with every local, which takes seconds, and a
 # leader whose session is idle for so long loses it.

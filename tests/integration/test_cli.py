@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import click
 import pytest
@@ -19,8 +18,8 @@ from models.notifications import NotificationType
 from models.reports import job_report, job_reports
 from scheduler.cli import COMMANDS, main, pixtrawl
 from tests.support.factories import create_chunk, create_job, create_profile, create_project
+from tests.support.processes import PROGRAM, started
 
-PROGRAM = Path(sys.executable).with_name("pixtrawl")
 USER = "ada@example.invalid"
 SHOWN = {
     "id",
@@ -180,8 +179,8 @@ END = text(
 
 def test_watch_ends_with_the_job(environment, engine, job):
     """`watch` follows in plain lines on standard error, and prints the last state when the job ends."""
-    with subprocess.Popen(
-        [PROGRAM, "watch", str(job.id), "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    with started(
+        PROGRAM, "watch", job.id, "--json", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert "running" in process.stderr.readline()
         with transaction(engine) as session:
@@ -203,7 +202,7 @@ def test_watch_says_how_a_job_ended(environment, engine, job, capsys, status):
 
 def test_watch_is_interrupted(environment, job):
     """Ctrl-C ends watching with exit code 130, and says that the job goes on."""
-    with subprocess.Popen([PROGRAM, "watch", str(job.id)], stderr=subprocess.PIPE, text=True) as process:
+    with started(PROGRAM, "watch", job.id, stderr=subprocess.PIPE, text=True) as process:
         process.stderr.readline()
         process.send_signal(signal.SIGINT)
         _, progress = process.communicate(timeout=30)
@@ -374,8 +373,8 @@ def test_a_reader_that_leaves(environment, session, member):
     )
     session.commit()
     reader, writer = os.pipe()
-    with subprocess.Popen(
-        [PROGRAM, "jobs", "--limit", "300", "--json"], stdout=writer, stderr=subprocess.PIPE
+    with started(
+        PROGRAM, "jobs", "--limit", "300", "--json", stdout=writer, stderr=subprocess.PIPE
     ) as process:
         os.close(writer)
         os.read(reader, 10)

@@ -31,7 +31,7 @@ from scheduler.leader import Leader
 from scheduler.rescue import drain_job, find_stopped
 from scheduler.split import Splitter
 from tests.support.crawling import change, query, queue_ready, read_job
-from tests.support.processes import Command, environment, until
+from tests.support.processes import Command, environment, started, until
 from tests.support.tenants import (
     Tenant,
     World,
@@ -347,8 +347,8 @@ def test_nobody_to_ask_is_a_refusal(engine, settings, shell, make, world):
 def answer(shell: dict[str, str], reply: bytes) -> tuple[int, str]:
     """Run the command on a terminal and answer its question; the exit code and what the terminal showed."""
     leader, follower = os.openpty()
-    with subprocess.Popen(
-        [sys.executable, "-P", "-m", "scheduler.cli", "users", "delete", ADA],
+    with started(
+        *(sys.executable, "-P", "-m", "scheduler.cli", "users", "delete", ADA),
         env=shell | {"TERM": "xterm"},
         stdin=follower,
         stdout=follower,
@@ -360,6 +360,7 @@ def answer(shell: dict[str, str], reply: bytes) -> tuple[int, str]:
         with suppress(OSError):  # Raised when the terminal is closed at the other end.
             while part := os.read(leader, 4096):
                 shown += part
+        process.wait(60)
     os.close(leader)
     return process.returncode, shown.decode()
 

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from sqlalchemy import text
@@ -16,6 +15,7 @@ from models.settings import read_settings
 from scheduler.cli import main
 from scheduler.enqueue import RequestError, submit
 from tests.support.factories import create_profile, create_project
+from tests.support.processes import PROGRAM, started
 from worker.sources.url_list import read_step
 from worker.store import StoreError, open_store
 
@@ -292,10 +292,9 @@ def test_standard_input(command_line, engine, monkeypatch, capsys):
 def test_a_pipe_without_a_size(command_line, engine, tmp_path):
     """A list that is generated while it is read is streamed through the installed program."""
     script = "for i in range(40_000): print(f'http://a.example/{i:09}.jpg')"
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as writer:
-        program = Path(sys.executable).with_name("pixtrawl")
+    with started(sys.executable, "-c", script, stdout=subprocess.PIPE) as writer:
         done = subprocess.run(
-            [program, "submit", "-"],
+            [PROGRAM, "submit", "-"],
             stdin=writer.stdout,
             capture_output=True,
             text=True,

@@ -6,7 +6,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -35,6 +36,17 @@ def environment(home: Path, **variables: object) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PIXTRAWL_")}
     given = {f"PIXTRAWL_{name.upper()}": str(value) for name, value in variables.items()}
     return kept | {"PIXTRAWL_HOME": str(home), "PIXTRAWL_ALLOWED_NETWORKS": "127.0.0.0/8"} | given
+
+
+@contextmanager
+def started(*arguments: object, **options: Any) -> Iterator[subprocess.Popen[Any]]:
+    """A process that is killed at the end, also of a test that fails, unless it has ended by then."""
+    with subprocess.Popen([str(part) for part in arguments], **options) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
 
 
 class Command:
