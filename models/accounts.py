@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 OPEN_HOLD = text("type = 'usage' AND status = 'pending'")
+OPEN_REFILL = text("refill AND status = 'pending'")
 
 
 class TransactionType(StrEnum):
@@ -46,8 +47,10 @@ class CreditAccount(Base):
         CheckConstraint("refill_threshold > 0", name="refill_threshold"),
         CheckConstraint("refill_amount > 0", name="refill_amount"),
         CheckConstraint("monthly_limit > 0", name="monthly_limit"),
+        CheckConstraint("refill_declines >= 0", name="refill_declines"),
         CheckConstraint(r"usage_period ~ '^(\d{4}-\d{2})?$'", name="usage_period"),
         UniqueConstraint("user_id"),
+        Index("ix_credit_accounts_auto_refill", "id", postgresql_where=text("auto_refill_enabled")),
         {
             "postgresql_with": {"fillfactor": "70", "autovacuum_vacuum_scale_factor": "0.02"},
             "comment": "Credits of a user. The balance is the sum of completed amounts and open holds.",
@@ -63,16 +66,24 @@ class CreditAccount(Base):
     )
     monthly_usage: Mapped[Counter] = mapped_column(comment="Credits charged or held in usage_period")
     average_daily_usage: Mapped[Decimal] = mapped_column(
-        Numeric(10, 2), server_default=text("0"), comment="Credits, for other services; not written here"
+        Numeric(10, 2),
+        server_default=text("0"),
+        comment="Credits charged a day over the last 30 full days (UTC), or since it was made",
     )
     auto_refill_enabled: Mapped[bool] = mapped_column(
         server_default=text("false"),
-        comment="Wish to be topped up automatically; this version does not act on it",
+        comment="Whether it buys credits by itself; nothing happens without a payment provider",
     )
     refill_threshold: Mapped[int] = mapped_column(
-        server_default=text("100"), comment="Balance under which a top-up is wished"
+        server_default=text("100"), comment="Balance under which a refill is bought"
     )
-    refill_amount: Mapped[int] = mapped_column(server_default=text("500"), comment="Credits of one top-up")
+    refill_amount: Mapped[int] = mapped_column(server_default=text("500"), comment="Credits of one refill")
+    refill_declines: Mapped[Counter] = mapped_column(
+        comment="Refills declined in a row; each doubles the pause before the next"
+    )
+    refill_after: Mapped[datetime.datetime | None] = mapped_column(
+        comment="No refill before then, since one was declined; NULL: at any time"
+    )
     monthly_limit: Mapped[int] = mapped_column(
         server_default=text("2000"), comment="Most that monthly_usage may reach; a hold beyond it is refused"
     )
@@ -80,6 +91,9 @@ class CreditAccount(Base):
         String(7),
         server_default=text("''"),
         comment="Month of monthly_usage (YYYY-MM in UTC), never earlier than before; empty: no hold yet",
+    )
+    averaged_on: Mapped[datetime.date | None] = mapped_column(
+        comment="Day (UTC) on which average_daily_usage was computed last; NULL: not yet"
     )
     closing_at: Mapped[datetime.datetime | None] = mapped_column(
         comment="Since when it is being deleted in batches, which the ledger allows then; NULL: not closing"
@@ -104,6 +118,7 @@ class CreditTransaction(Base):
         CheckConstraint("status <> 'pending' OR settled_at IS NULL", name="settled"),
         CheckConstraint("type <> 'usage' OR amount <= 0", name="usage_amount"),
         CheckConstraint("held IS NULL OR -amount <= held", name="held"),
+        CheckConstraint("NOT refill OR (type = 'purchase' AND amount > 0)", name="refill"),
         Index(None, "account_id"),
         Index(None, "user_id"),
         Index(None, "user_id", "created_at"),
@@ -122,6 +137,22 @@ class CreditTransaction(Base):
             "user_id",
             "settled_at",
             postgresql_where=text("type IN ('purchase', 'bonus') AND status = 'completed'"),
+        ),
+        Index(
+            "uq_credit_transactions_reference",
+            "type",
+            "reference",
+            unique=True,
+            postgresql_where=text("reference IS NOT NULL"),
+        ),
+        Index("uq_credit_transactions_open_refill", "account_id", unique=True, postgresql_where=OPEN_REFILL),
+        Index("ix_credit_transactions_refills", "account_id", "created_at", postgresql_where=text("refill")),
+        Index(
+            "ix_credit_transactions_charged",
+            "account_id",
+            text("(coalesce(settled_at, created_at))"),
+            "amount",
+            postgresql_where=text("type = 'usage' AND status = 'completed'"),
         ),
         {
             "postgresql_with": {"autovacuum_vacuum_scale_factor": "0.05"},
@@ -153,7 +184,7 @@ class CreditTransaction(Base):
         "metadata", comment="More about it; NULL: nothing more"
     )
     job_id: Mapped[int | None] = mapped_column(
-        comment="Job of a hold; no foreign key, the ledger outlives jobs; NULL: no hold"
+        comment="Job of a hold or a refund; no foreign key, the ledger outlives jobs; NULL: neither"
     )
     chunk_id: Mapped[int | None] = mapped_column(
         BigInteger, comment="Chunk of a hold, at most one open hold each; no foreign key; NULL: no hold"
@@ -168,6 +199,13 @@ class CreditTransaction(Base):
         String(7), comment="Month in whose usage it counts (YYYY-MM in UTC); NULL: no hold"
     )
     settled_at: Mapped[datetime.datetime | None] = mapped_column(comment="When it ended; NULL while pending")
+    reference: Mapped[str | None] = mapped_column(
+        String(255), comment="Its name elsewhere, once for each type: a repeat adds nothing; NULL: none"
+    )
+    refill: Mapped[bool] = mapped_column(
+        server_default=text("false"),
+        comment="Whether the account bought it by itself: pending until the payment's answer is known",
+    )
     created_at: Mapped[CreatedAt]
 
     account: Mapped[CreditAccount] = relationship(back_populates="transactions", lazy="selectin")

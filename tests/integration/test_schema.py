@@ -86,7 +86,8 @@ COLUMNS = {
         refill_threshold int = 100 · refill_amount int = 500 · monthly_limit int = 2000 ·
         created_at timestamptz = now() · updated_at timestamptz = now()
         +
-        usage_period varchar(7) = '' · closing_at timestamptz?
+        usage_period varchar(7) = '' · closing_at timestamptz? · refill_declines int = 0 ·
+        refill_after timestamptz? · averaged_on date?
     """,
     "credit_transactions": """
         id uuid = gen_random_uuid() · account_id uuid · user_id uuid · type varchar(20) · description text? ·
@@ -94,7 +95,7 @@ COLUMNS = {
         created_at timestamptz = now()
         +
         job_id int? · chunk_id bigint? · held int? · unit_price int? · period varchar(7)? ·
-        settled_at timestamptz?
+        settled_at timestamptz? · reference varchar(255)? · refill bool = false
     """,
     "notifications": """
         id serial · user_id uuid · title varchar(255) · message text · type varchar(50) = 'info' ·
@@ -159,6 +160,7 @@ RANGES = {
     "credit_accounts.refill_threshold": (1, None),
     "credit_accounts.refill_amount": (1, None),
     "credit_accounts.monthly_limit": (1, None),
+    "credit_accounts.refill_declines": (0, None),
     "usage_metrics.storage_used_bytes": (0, None),
     "usage_metrics.bandwidth_used_bytes": (0, None),
     "workers.slots": (0, None),
@@ -178,6 +180,7 @@ OTHER_CHECKS: dict[str, dict[str, Any]] = {
     "ck_credit_accounts_usage_period": {"usage_period": "'2026-1'"},
     "ck_credit_transactions_usage_amount": {"type": "'usage'", "amount": 1},
     "ck_credit_transactions_held": {"amount": -2, "held": 1},
+    "ck_credit_transactions_refill": {"refill": "true", "type": "'bonus'", "amount": 1},
     "ck_credit_transactions_settled": {"status": "'pending'", "settled_at": "now()"},
     "ck_notifications_read": {"is_read": "true"},
 }
