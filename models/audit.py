@@ -1,10 +1,84 @@
 """What a job and an account must add up to, read from the rows themselves and not from counters."""
 
 import uuid
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 from sqlalchemy.orm import Session
+
+from models import invariants
+
+ACCOUNTS_PAGE, JOBS_PAGE = 500, 500
+CHUNKS_PAGE = 2_000
+"""Jobs of so many chunks are looked at together: a million images."""
+MORE = """
+SELECT x.rule, u.email, x.job_id, x.chunk_id, x.expected, x.found
+FROM rule_rows AS x (rule, user_id, job_id, chunk_id, expected, found) JOIN profiles u ON u.id = x.user_id
+WHERE x.expected <> x.found ORDER BY x.job_id, x.chunk_id, x.rule
+"""
+RULES_OF_ACCOUNTS = [
+    text(f"WITH {invariants.ACCOUNTS}, rule_rows AS ({rule}) {MORE}") for rule in invariants.OF_ACCOUNTS
+]
+RULES_OF_JOBS = [text(f"WITH {invariants.JOBS}, rule_rows AS ({rule}) {MORE}") for rule in invariants.OF_JOBS]
+NEXT_ACCOUNTS = text("""
+SELECT id FROM credit_accounts
+WHERE id > :after AND (CAST(:user_id AS uuid) IS NULL OR user_id = :user_id) ORDER BY id LIMIT :limit
+""")
+NEXT_JOBS = text("""
+SELECT id FROM (
+    SELECT j.id, sum(j.total_chunks) OVER (ORDER BY j.id) - j.total_chunks AS before FROM (
+        SELECT j.id, j.total_chunks FROM crawl_jobs j WHERE j.id > :after AND (
+            CAST(:user_id AS uuid) IS NULL OR j.project_id IN (SELECT id FROM projects WHERE user_id = :user_id))
+        ORDER BY j.id LIMIT :limit) j) following
+WHERE before < :chunks ORDER BY id
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A rule that does not hold: ``expected`` by the rows, ``found`` in the counter or balance. ``user`` is the
+    e-mail of the account's owner.
+    """
+
+    rule: str
+    user: str
+    job: int | None
+    chunk: int | None
+    expected: int
+    found: int
+
+
+def differences(session: Session, user_id: uuid.UUID | None = None) -> Iterator[Difference]:
+    """Every difference, of one user or of all, page by page: accounts first, then jobs.
+
+    Each statement is right by its own snapshot while others write; in a session that commits after each statement
+    nothing is held open between them, however long the walk takes.
+    """
+    after: uuid.UUID | int = uuid.UUID(int=0)
+    while page := _page(session, NEXT_ACCOUNTS, after, user_id, ACCOUNTS_PAGE):
+        yield from _broken(session, RULES_OF_ACCOUNTS, "accounts", page)
+        after = page[-1]
+    after = 0
+    while page := _page(session, NEXT_JOBS, after, user_id, JOBS_PAGE):
+        yield from _broken(session, RULES_OF_JOBS, "jobs", page)
+        after = page[-1]
+
+
+def _page(
+    session: Session, query: TextClause, after: uuid.UUID | int, user_id: uuid.UUID | None, limit: int
+) -> Sequence[uuid.UUID | int]:
+    parameters = {"after": after, "user_id": user_id, "limit": limit, "chunks": CHUNKS_PAGE}
+    return session.execute(query, parameters).scalars().all()
+
+
+def _broken(
+    session: Session, rules: Sequence[TextClause], of: str, page: Sequence[uuid.UUID | int]
+) -> Iterator[Difference]:
+    for rule in rules:
+        for row in session.execute(rule, {of: [str(key) for key in page]}).all():
+            yield Difference(row.rule, row.email, row.job_id, row.chunk_id, int(row.expected), int(row.found))
+
 
 OUTCOMES = text("""
 SELECT position, 'accepted' FROM images WHERE crawl_job_id = :job_id

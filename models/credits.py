@@ -1,5 +1,7 @@
-"""The ledger's statements: grant, hold, settle, release. They take a Session, lock the account last, and never
-commit. Always true afterwards: ``current_balance`` = Σ amount of completed rows and of pending usage rows.
+"""The ledger's statements: grant, hold, settle; refunds.py and refills.py have the others.
+
+They take a Session, lock the account last, and never commit. Always true afterwards: ``current_balance`` = Σ amount
+of completed rows and of pending usage rows.
 """
 
 import uuid
@@ -33,18 +35,48 @@ class Hold:
     unit_price: int
 
 
-GRANT = text("""
-WITH account AS (
-    UPDATE credit_accounts SET current_balance = current_balance + :amount
-    WHERE user_id = :user_id AND closing_at IS NULL AND current_balance + CAST(:amount AS bigint) + (
-        SELECT coalesce(sum(held), 0) FROM credit_transactions t
-        WHERE t.account_id = credit_accounts.id AND t.type = 'usage' AND t.status = 'pending') <= :most
-    RETURNING id, user_id, current_balance)
-INSERT INTO credit_transactions
-    (account_id, user_id, type, description, amount, balance_after, status, settled_at)
-SELECT id, user_id, :type, :description, :amount, current_balance, 'completed', now() FROM account
-RETURNING balance_after
+LOCK_ACCOUNT = text("SELECT FROM credit_accounts WHERE user_id = :user_id FOR NO KEY UPDATE")
+COMING_BACK = """
+(SELECT coalesce(sum(t.held), 0) FROM credit_transactions t
+    WHERE t.account_id = a.id AND t.type = 'usage' AND t.status = 'pending')
++ (SELECT coalesce(sum(t.amount), 0) FROM credit_transactions t
+    WHERE t.account_id = a.id AND t.refill AND t.status = 'pending')
+"""
+"""What may still be added to an account ``a``: all that is held, and a refill whose payment is not known yet."""
+ENTRY = f"""
+added AS (
+    INSERT INTO credit_transactions (account_id, user_id, type, description, amount, balance_after, status,
+        settled_at, job_id, reference)
+    SELECT a.id, a.user_id, :type, :description, due.amount, a.current_balance + due.amount, 'completed', now(),
+        :job_id, :reference
+    FROM credit_accounts a CROSS JOIN due
+    WHERE a.user_id = :user_id AND a.closing_at IS NULL AND due.amount > 0
+        AND a.current_balance + CAST(due.amount AS bigint) + {COMING_BACK} <= {CREDITS_MAX}
+    ON CONFLICT (type, reference) WHERE reference IS NOT NULL DO NOTHING
+    RETURNING id, account_id, amount, balance_after),
+moved AS (
+    UPDATE credit_accounts a SET current_balance = added.balance_after FROM added
+    WHERE a.id = added.account_id)
+"""
+"""Credits that come in: a completed line of the ledger for ``due.amount``, and the balance with it. The account
+must be locked by an earlier statement: this one then sees what others did before.
+"""
+ADD = text(
+    f"WITH due AS (SELECT CAST(:amount AS int) AS amount), {ENTRY} SELECT id, balance_after FROM added"
+)
+REPEATED = text("""
+SELECT t.id, t.user_id, t.job_id, t.amount, t.balance_after FROM credit_transactions t
+WHERE t.type = :type AND t.reference = :reference
 """)
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """A line of the ledger that added credits. ``repeated``: it did so before, and this time nothing changed."""
+
+    id: uuid.UUID
+    balance: int
+    repeated: bool = False
 
 
 def grant(
@@ -54,21 +86,50 @@ def grant(
     *,
     kind: TransactionType = TransactionType.BONUS,
     description: str,
+    reference: str | None = None,
 ) -> int:
-    """Add ``amount`` credits to a user's account and return the new balance.
+    """- → completed: add ``amount`` credits to a user's account and return the balance; see ``add_credits``."""
+    return add_credits(session, user_id, amount, kind, description, reference).balance
 
-    Raises CreditError when the user has no account or is being deleted, or when it would have more than
-    CREDITS_MAX, open holds included.
+
+def add_credits(
+    session: Session,
+    user_id: uuid.UUID,
+    amount: int,
+    kind: TransactionType,
+    description: str,
+    reference: str | None,
+) -> Added:
+    """- → completed: ``amount`` credits more, once for each ``reference`` of a kind.
+
+    Raises CreditError when the user has no account or is being deleted, when it would have more than CREDITS_MAX,
+    all that may come back included, or when the reference stands for something else.
     """
+    session.execute(LOCK_ACCOUNT, {"user_id": user_id})
     parameters: dict[str, object] = {"user_id": user_id, "amount": amount, "type": kind.value}
-    parameters |= {"description": description, "most": CREDITS_MAX}
-    balance = session.execute(GRANT, parameters).scalar_one_or_none()
-    if balance is None:
+    parameters |= {"description": description, "job_id": None, "reference": reference}
+    before = session.execute(REPEATED, parameters).one_or_none()
+    if before is None:
+        row = session.execute(ADD, parameters).one_or_none()
+        if row is not None:
+            return Added(row.id, row.balance_after)
+        before = session.execute(REPEATED, parameters).one_or_none()
+    if before is None:
         raise CreditError(
             f"Profile {user_id} has no credit account that can take {amount:,} credits: "
             f"an account holds {CREDITS_MAX:,} at most, and one that is being deleted takes none."
         )
-    return int(balance)
+    if (before.user_id, before.amount) != (user_id, amount):
+        raise CreditError(taken(kind, reference, before.amount))
+    return Added(before.id, before.balance_after, repeated=True)
+
+
+def taken(kind: TransactionType, reference: str | None, amount: int) -> str:
+    """The sentence about a reference that stands for something else already."""
+    return (
+        f"The reference {reference} belongs to another {kind.value}, of {amount:,} credits: "
+        "see `pixtrawl credits history`."
+    )
 
 
 HOLD = text(f"""
