@@ -8,6 +8,7 @@ from models.credits import CREDITS_MAX, CreditError, grant
 from models.database import transaction
 from models.members import find_user
 from models.reports import account_report, credit_history
+from scheduler.commands.audit import audit
 from scheduler.commands.options import json_option, limit_option, user_option
 from scheduler.connect import open_database
 from scheduler.printing import count, moment, print_json, print_table
@@ -17,7 +18,10 @@ COLUMNS = ("TIME", "TYPE", "STATUS", "AMOUNT", "BALANCE", "DESCRIPTION")
 
 @click.group("credits")
 def credits_() -> None:
-    """Show, grant and trace credits. One credit buys one accepted image, unless the price is set otherwise."""
+    """Show, grant, trace and audit credits. One credit buys one accepted image, unless priced otherwise."""
+
+
+credits_.add_command(audit)
 
 
 @credits_.command("show")
