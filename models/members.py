@@ -88,3 +88,16 @@ def own_project(session: Session, user_id: uuid.UUID, name: str) -> int:
     session.execute(LOCK_USER, {"user_id": user_id})
     found = session.execute(OWN_PROJECT, {"user_id": user_id, "name": name}).scalar_one_or_none()
     return create_project(session, user_id, name) if found is None else int(found)
+
+
+LIMIT = text("""
+UPDATE credit_accounts SET monthly_limit = :limit WHERE user_id = :user_id AND closing_at IS NULL RETURNING id
+""")
+
+
+def set_monthly_limit(session: Session, user_id: uuid.UUID, limit: int) -> bool:
+    """The most that an account may spend in a month from now on. False without an open account.
+
+    Below what is spent already it stops what is not held yet; above it, waiting jobs go on by themselves.
+    """
+    return session.execute(LIMIT, {"user_id": user_id, "limit": limit}).first() is not None

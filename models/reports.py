@@ -6,6 +6,7 @@ Rows come back as dictionaries that are JSON as they are: times as ISO 8601 text
 import datetime
 import uuid
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import TextClause, text
@@ -69,7 +70,11 @@ def job_reports(
 
 ACCOUNT = text(f"""
 SELECT u.email AS "user", a.current_balance AS balance, holds.held,
-    CASE WHEN a.usage_period >= {PERIOD} THEN a.monthly_usage ELSE 0 END AS monthly_usage, a.monthly_limit
+    CASE WHEN a.usage_period >= {PERIOD} THEN a.monthly_usage ELSE 0 END AS monthly_usage, a.monthly_limit,
+    a.average_daily_usage, jsonb_build_object('enabled', a.auto_refill_enabled, 'threshold', a.refill_threshold,
+        'amount', a.refill_amount, 'declines', a.refill_declines, 'pending', (
+            SELECT t.id FROM credit_transactions t WHERE t.account_id = a.id AND t.refill AND t.status = 'pending'))
+        AS auto_refill, a.refill_after
 FROM profiles u JOIN credit_accounts a ON a.user_id = u.id
 CROSS JOIN LATERAL (
     SELECT coalesce(-sum(t.amount), 0) AS held FROM credit_transactions t
@@ -78,7 +83,7 @@ WHERE u.email = :email
 """)
 HISTORY = text("""
 SELECT t.id, t.created_at, t.settled_at, t.type, t.status, t.amount, t.balance_after, t.job_id, t.chunk_id,
-    t.description
+    t.description, t.reference
 FROM credit_transactions t WHERE t.user_id = (SELECT id FROM profiles WHERE email = :email)
 ORDER BY t.created_at DESC, t.id LIMIT :limit
 """)
@@ -152,4 +157,6 @@ def _plain(name: str, value: Any) -> Any:
         return value.astimezone(datetime.UTC).isoformat(timespec="milliseconds")
     if isinstance(value, uuid.UUID):
         return str(value)
+    if isinstance(value, Decimal) and name == "average_daily_usage":
+        return float(value)
     return int(value) if name == "held" else value

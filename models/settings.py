@@ -67,6 +67,22 @@ class Settings(BaseSettings):
     credits_per_image: int = Field(
         1, ge=1, description="Price of one accepted image, fixed for a job when it is submitted."
     )
+    payment_url: str | None = Field(
+        None, description="Where auto-refills are paid, by POST: see docs/credits.md. Unset: there are none."
+    )
+    payment_secret: SecretStr | None = Field(
+        None, description="Bearer token that is sent to PIXTRAWL_PAYMENT_URL."
+    )
+    payment_provider: str | None = Field(
+        None,
+        description="Name of an installed package's payment provider, which pays instead of the URL.",
+    )
+    payment_seconds_max: float = Field(
+        20, gt=0, le=120, description="Longest wait for the answer to one request for payment."
+    )
+    refills_per_day_max: int = Field(
+        3, ge=0, description="Most auto-refills of one account that are paid in a day (UTC)."
+    )
     chunk_size: int = Field(500, ge=1, le=5000, description="Most candidates in one chunk.")
     lease_seconds: float = Field(
         30, ge=3, description="A worker that is silent for so long has lost its chunk."
@@ -123,6 +139,13 @@ class Settings(BaseSettings):
         if value and (not separator or scheme not in REDIS_SCHEMES):
             raise ValueError("must begin with redis://, rediss://, unix:// or sentinel://")
         return SecretStr(f"redis+socket://{rest}") if scheme == "unix" else value
+
+    @field_validator("payment_url")
+    @classmethod
+    def _payment_url(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("https://", "http://")):
+            raise ValueError("must begin with https:// or http://")
+        return value
 
     @field_validator("allowed_networks", mode="before")
     @classmethod

@@ -33,7 +33,7 @@ COMMANDS = {
         "notifications": "List what the system has told you.",
     },
     "Accounts": {
-        "credits": "Show, grant and trace credits.",
+        "credits": "Show, grant, refund, refill and audit credits.",
         "users": "Create, list and delete users.",
         "projects": "Create and list projects.",
     },

@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 
 from models import closing
 from models.job_lifecycle import cancel_job
+from models.refills import pending_refills
 from models.settings import Settings
 from scheduler.batches import BATCH, Batches, Deleted
 from scheduler.broker import ping_broker, withdraw_messages
@@ -22,6 +23,10 @@ UNENDED_PAGE = 100
 
 class SharedFolderError(Exception):
     """A job was left: somebody else's job under way stores into its folder. The message is one sentence."""
+
+
+class PaymentPendingError(Exception):
+    """A refill may have been paid or not, and its row is all that tells. The message is one sentence."""
 
 
 class Closing:
@@ -58,7 +63,8 @@ class Closing:
         cancelled, account closing); jobs; messages whose chunk has no row; projects, records, ledger; and in
         one last transaction preferences, account and profile, unless something came meanwhile.
 
-        Raises StoppedError, SharedFolderError, StoreError, kombu's OperationalError, RedisError or DBAPIError.
+        Raises StoppedError, SharedFolderError, PaymentPendingError, StoreError, kombu's OperationalError,
+        RedisError or DBAPIError.
         """
         ping_broker(self.settings)
         store = open_store(self.settings.store)
@@ -68,6 +74,7 @@ class Closing:
             self.close_account()
             jobs.delete_all()
             self.withdraw()
+            self.check_payments()
             self.delete_records()
             if jobs.shared is not None:
                 raise SharedFolderError(jobs.shared)
@@ -87,6 +94,17 @@ class Closing:
         self.deleted.messages += withdraw_messages(
             self.settings, lambda ids: self.batches.commit(closing.existing_chunks, ids)
         )
+
+    def check_payments(self) -> None:
+        """Nothing opens a refill of a closing account any more; one that is open is the scheduler's to end.
+
+        Raises PaymentPendingError.
+        """
+        for refill in self.batches.commit(pending_refills, self.user_id):
+            raise PaymentPendingError(
+                f"A refill of {refill.credits:,} credits is being paid: once a scheduler has its answer, the same "
+                f"command goes on; or look at the payment service and say `pixtrawl credits answer {refill.id}`."
+            )
 
     def delete_records(self) -> None:
         """What hangs on the profile itself: projects without jobs, logs, notifications, keys, metrics, ledger."""

@@ -15,8 +15,10 @@ from models.settings import Settings
 from scheduler.broker import Broker
 from scheduler.dispatch import dispatch
 from scheduler.leader import Leader, leadership
+from scheduler.refills import Refiller
 from scheduler.rescue import drain_job, find_lost_messages, find_stopped, rescue_expired
 from scheduler.split import Splitter
+from worker.payments import Payments, open_payments
 from worker.store import open_store, sweep_partial
 
 BUSY_SECONDS = 0.02
@@ -36,13 +38,14 @@ Result = TypeVar("Result")
 
 def run_scheduler(settings: Settings, stop: threading.Event) -> None:
     """Lead, or stand by to lead, until ``stop`` is set; a lost database is waited for."""
+    payments = open_payments(settings)
     broker = Broker(settings)
     try:
         while not stop.is_set():
             try:
                 with leadership(settings, stop) as leader:
                     if leader is not None:
-                        lead(leader, broker, stop)
+                        lead(leader, broker, stop, payments)
             except DBAPIError as error:
                 if not transient(error):
                     raise
@@ -98,16 +101,19 @@ class Patience:
         return now >= self.until
 
 
-def lead(leader: Leader, broker: Broker, stop: threading.Event) -> None:
+def lead(leader: Leader, broker: Broker, stop: threading.Event, payments: Payments | None) -> None:
     """Work in rounds until ``stop`` is set."""
     splitter = Splitter(leader, open_store(leader.settings.store))
     stages = Stages(leader)
     patience = Patience(time.monotonic(), time.time())
+    refiller = Refiller(leader, payments)
     next_upkeep = 0.0
     while not stop.is_set():
         patient = not patience.over(time.monotonic(), time.time())
         if time.monotonic() >= next_upkeep:
             upkeep(stages, broker, patient=patient)
+            # After blocked jobs were looked at: those that still are need what a refill brings.
+            stages.run("refill", refiller.refill, None)
             next_upkeep = time.monotonic() + UPKEEP_SECONDS
         busy = work(stages, broker, splitter)
         stop.wait(BUSY_SECONDS if busy else IDLE_SECONDS)

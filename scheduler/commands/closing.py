@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 from models.closing import Estate
 from models.settings import Settings
 from scheduler.batches import Deleted, StoppedError
-from scheduler.closing import Closing, SharedFolderError
+from scheduler.closing import Closing, PaymentPendingError, SharedFolderError
 from scheduler.interrupts import INTERRUPTED, Interrupts
 from scheduler.printing import count, counted, size
 
@@ -40,7 +40,7 @@ def close_user(settings: Settings, engine: Engine, estate: Estate) -> tuple[int,
             closing.run()
         except StoppedError:
             code = INTERRUPTED
-        except SharedFolderError as error:
+        except (SharedFolderError, PaymentPendingError) as error:
             progress.say(f"pixtrawl: {error}")
             code = FAILED
         finally:

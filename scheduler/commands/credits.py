@@ -1,27 +1,35 @@
-"""``pixtrawl credits``: the account of a user. models/credits.py moves the credits."""
-
-from typing import Any
+"""``pixtrawl credits``: the account of a user. models/credits.py, refunds.py and refills.py move the credits."""
 
 import click
 
-from models.credits import CREDITS_MAX, CreditError, grant
+from models.accounts import TransactionType
+from models.credits import CREDITS_MAX, add_credits, grant
 from models.database import transaction
-from models.members import find_user
-from models.reports import account_report, credit_history
+from models.members import set_monthly_limit
+from models.refunds import payer, refund_job
+from models.reports import credit_history
+from scheduler.commands.account import account_of, being_deleted, owner_of, refill_line
 from scheduler.commands.audit import audit
+from scheduler.commands.jobs import job_argument
 from scheduler.commands.options import json_option, limit_option, user_option
+from scheduler.commands.refill import answer, refill
 from scheduler.connect import open_database
 from scheduler.printing import count, moment, print_json, print_table
 
 COLUMNS = ("TIME", "TYPE", "STATUS", "AMOUNT", "BALANCE", "DESCRIPTION")
+REFERENCE_LENGTH_MAX = 255
+amount_argument = click.argument("amount", type=click.IntRange(1, CREDITS_MAX))
 
 
 @click.group("credits")
 def credits_() -> None:
-    """Show, grant, trace and audit credits. One credit buys one accepted image, unless priced otherwise."""
+    """Show, grant, refund, refill, trace and audit credits. One credit buys one accepted image, unless the price is
+    set otherwise.
+    """
 
 
-credits_.add_command(audit)
+for command in (refill, answer, audit):
+    credits_.add_command(command)
 
 
 @credits_.command("show")
@@ -30,17 +38,19 @@ credits_.add_command(audit)
 def show(user: str | None, as_json: bool) -> None:
     """Show what an account may spend."""
     with open_database() as (settings, engine), transaction(engine) as session:
-        account = _found(account_report(session, user or settings.user), user or settings.user)
+        account = account_of(session, user or settings.user)
     if as_json:
         print_json(account)
         return
     click.echo(f"{account['user']}: {count(account['balance'])} credits to spend")
     click.echo(f"held for chunks under way: {count(account['held'])}")
     click.echo(f"this month: {count(account['monthly_usage'])} of {count(account['monthly_limit'])}")
+    click.echo(f"a day, on average: {account['average_daily_usage']:,.2f}")
+    click.echo(refill_line(account))
 
 
 @credits_.command("grant")
-@click.argument("amount", type=click.IntRange(1, CREDITS_MAX))
+@amount_argument
 @user_option
 @click.option("--reason", default="Granted on the command line", show_default=True, help="For the statement.")
 @json_option
@@ -48,18 +58,85 @@ def grant_(amount: int, user: str | None, reason: str, as_json: bool) -> None:
     """Add credits to an account. Jobs that wait for credits go on by themselves."""
     with open_database() as (settings, engine), transaction(engine) as session:
         email = user or settings.user
-        _found(account_report(session, email), email)
-        user_id = find_user(session, email)
-        if user_id is not None:
-            try:
-                grant(session, user_id, amount, description=reason)
-            except CreditError as error:
-                raise click.UsageError(str(error)) from None
-        account = _found(account_report(session, email), email)
+        grant(session, owner_of(session, email), amount, description=reason)
+        account = account_of(session, email)
     if as_json:
         print_json(account)
         return
     click.echo(f"{email} has {count(account['balance'])} credits to spend")
+
+
+@credits_.command("purchase")
+@amount_argument
+@click.option(
+    "--reference", required=True, metavar="NAME", help="What the payment is called where it was made."
+)
+@user_option
+@click.option("--reason", default="Purchase", show_default=True, help="For the statement.")
+@json_option
+def purchase(amount: int, reference: str, user: str | None, reason: str, as_json: bool) -> None:
+    """Add credits that were paid for, once for each reference: a service may try again as often as it likes."""
+    with open_database() as (settings, engine), transaction(engine) as session:
+        email = user or settings.user
+        user_id = owner_of(session, email)
+        name = named(reference)
+        added = add_credits(session, user_id, amount, TransactionType.PURCHASE, reason, name)
+        account = account_of(session, email)
+    if as_json:
+        print_json({"transaction": str(added.id), "repeated": added.repeated, **account})
+        return
+    if added.repeated:
+        click.echo(f"The purchase {reference} was credited before; nothing changed.", err=True)
+    click.echo(f"{email} has {count(account['balance'])} credits to spend")
+
+
+@credits_.command("refund")
+@job_argument
+@click.option(
+    "--amount", type=click.IntRange(1, CREDITS_MAX), help="Credits.  [default: all not refunded yet]"
+)
+@click.option("--images", type=click.IntRange(1, CREDITS_MAX), help="The price of so many images.")
+@click.option("--reason", required=True, help="For the statement and the owner.")
+@click.option("--reference", metavar="NAME", help="Refund once for this name, however often this is run.")
+@json_option
+def refund(
+    job: int, amount: int | None, images: int | None, reason: str, reference: str | None, as_json: bool
+) -> None:
+    """Give back credits that a job was charged: never more than that, all refunds of the job together."""
+    if amount is not None and images is not None:
+        raise click.UsageError("--amount and --images exclude each other")
+    with open_database() as (_, engine), transaction(engine) as session:
+        if images is not None:
+            amount = min(images * payer(session, job)[1], CREDITS_MAX)
+        name = None if reference is None else named(reference)
+        done = refund_job(session, job, amount, reason, reference=name)
+    if as_json:
+        sums = {"amount": done.amount, "charged": done.charged, "refunded": done.refunded}
+        print_json({"transaction": str(done.added.id), "job": job, "repeated": done.added.repeated, **sums})
+        return
+    if done.added.repeated:
+        click.echo(f"The refund {reference} was made before; nothing changed.", err=True)
+    click.echo(
+        f"Refunded {count(done.amount)} credits of job {job}: "
+        f"{count(done.refunded)} of {count(done.charged)} charged are refunded now"
+    )
+
+
+@credits_.command("limit")
+@amount_argument
+@user_option
+@json_option
+def limit(amount: int, user: str | None, as_json: bool) -> None:
+    """Set the most that an account may spend in a month. Jobs that wait for a higher one go on by themselves."""
+    with open_database() as (settings, engine), transaction(engine) as session:
+        email = user or settings.user
+        if not set_monthly_limit(session, owner_of(session, email), amount):
+            raise being_deleted(email)
+        account = account_of(session, email)
+    if as_json:
+        print_json(account)
+        return
+    click.echo(f"this month: {count(account['monthly_usage'])} of {count(account['monthly_limit'])}")
 
 
 @credits_.command("history")
@@ -67,10 +144,10 @@ def grant_(amount: int, user: str | None, reason: str, as_json: bool) -> None:
 @limit_option
 @json_option
 def history(user: str | None, limit: int, as_json: bool) -> None:
-    """List an account's transactions, the newest first. A pending one is the hold of a chunk."""
+    """List an account's transactions, the newest first. A pending one is the hold of a chunk, or a refill."""
     with open_database() as (settings, engine), transaction(engine) as session:
         email = user or settings.user
-        _found(account_report(session, email), email)
+        account_of(session, email)
         transactions = credit_history(session, email, limit)
     if as_json:
         print_json(transactions)
@@ -89,9 +166,9 @@ def history(user: str | None, limit: int, as_json: bool) -> None:
     print_table(COLUMNS, rows, numbers=("AMOUNT", "BALANCE"))
 
 
-def _found(account: dict[str, Any] | None, email: str) -> dict[str, Any]:
-    if account is None:
-        raise click.ClickException(
-            f"There is no user {email} with an account: `pixtrawl users list` shows those there are."
-        )
-    return account
+def named(reference: str) -> str:
+    """A reference as the ledger keeps it. Raises UsageError."""
+    name = reference.strip()
+    if not name or len(name) > REFERENCE_LENGTH_MAX or not name.isprintable():
+        raise click.UsageError(f"A reference has 1 to {REFERENCE_LENGTH_MAX} printable characters")
+    return name

@@ -27,6 +27,7 @@ GIBIBYTE = 1024**3
 FREE_BYTES_MIN = GIBIBYTE // 4
 FREE_BYTES_FEW = 5 * GIBIBYTE
 DESCRIPTORS_BESIDE_TRANSFERS = 256
+UNKNOWN_SECONDS_MAX = 3600
 
 
 class State(StrEnum):
@@ -154,6 +155,7 @@ def check_database(settings: Settings) -> Iterator[Check]:
         yield schema
         if schema.state is State.OK:
             yield from check_company(engine)
+            yield check_refills(engine, settings)
     except DBAPIError as error:
         yield Check("schema", State.FAILED, first_line(error))
     finally:
@@ -194,6 +196,29 @@ def check_company(engine: Engine) -> Iterator[Check]:
         yield Check("workers", State.OK, f"{slots} chunks at once")
     else:
         yield Check("workers", State.WARNING, "none runs", advice.format("worker"))
+
+
+def check_refills(engine: Engine, settings: Settings) -> Check:
+    """Whether accounts that want to be refilled can be, and every payment's answer is known."""
+    from models.refills import refill_wishes
+
+    name = "auto-refill"
+    with Session(engine) as session:
+        wishes, unknown = refill_wishes(session, UNKNOWN_SECONDS_MAX)
+    if unknown:
+        found = f"{unknown} without an answer of the payment service for more than an hour"
+        advice = "See the scheduler's log; `pixtrawl credits answer` settles what the service cannot tell any more."
+        return Check(name, State.WARNING, found, advice)
+    provider = settings.payment_provider or settings.payment_url
+    if wishes and not provider:
+        advice = "Set PIXTRAWL_PAYMENT_URL or PIXTRAWL_PAYMENT_PROVIDER for the scheduler (docs/credits.md)."
+        return Check(name, State.WARNING, f"on for {wishes} accounts, and no payment provider is set", advice)
+    if provider and provider.startswith("http://"):
+        advice = "Use https:// unless the service is on this machine or its own network."
+        return Check(name, State.WARNING, "the payment service's secret is sent without TLS", advice)
+    return Check(
+        name, State.OK, f"on for {wishes} accounts" if provider else "no payment provider, none wanted"
+    )
 
 
 def check_redis(settings: Settings) -> Check:
