@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from models.database import first_line, transient
 from models.job_lifecycle import close_job, folder_of, refresh_task_ids, unblock_jobs
 from models.settings import Settings
+from scheduler.averages import Averager
 from scheduler.broker import Broker
 from scheduler.dispatch import dispatch
 from scheduler.leader import Leader, leadership
@@ -106,7 +107,7 @@ def lead(leader: Leader, broker: Broker, stop: threading.Event, payments: Paymen
     splitter = Splitter(leader, open_store(leader.settings.store))
     stages = Stages(leader)
     patience = Patience(time.monotonic(), time.time())
-    refiller = Refiller(leader, payments)
+    refiller, averager = Refiller(leader, payments), Averager(leader)
     next_upkeep = 0.0
     while not stop.is_set():
         patient = not patience.over(time.monotonic(), time.time())
@@ -114,6 +115,7 @@ def lead(leader: Leader, broker: Broker, stop: threading.Event, payments: Paymen
             upkeep(stages, broker, patient=patient)
             # After blocked jobs were looked at: those that still are need what a refill brings.
             stages.run("refill", refiller.refill, None)
+            stages.run("average", averager.average, None)
             next_upkeep = time.monotonic() + UPKEEP_SECONDS
         busy = work(stages, broker, splitter)
         stop.wait(BUSY_SECONDS if busy else IDLE_SECONDS)
