@@ -16,7 +16,8 @@ from scheduler.connect import open_database
 from scheduler.printing import count, counted
 
 FAILED = 1
-STATEMENT_TIMEOUT = "30min"
+PATIENT = {"statement_timeout": "30min", "enable_seqscan": "off", "jit": "off"}
+"""A page of a huge account may take its time; and one huge job misleads the planner about pages of small ones."""
 
 
 @click.command()
@@ -29,8 +30,7 @@ def audit(user: str | None, as_json: bool) -> int:
     with open_database() as (settings, engine):
         with transaction(engine) as session:
             user_id = None if user is None else owner_of(session, user)
-        # A page of a huge account may take its time; nothing is open between two statements.
-        patient = make_engine(settings.sqlalchemy_url, statement_timeout=STATEMENT_TIMEOUT)
+        patient = make_engine(settings.sqlalchemy_url, **PATIENT)
         try:
             with auditing(patient) as session:
                 found = differences(session, user_id)
