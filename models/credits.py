@@ -55,7 +55,7 @@ added AS (
     ON CONFLICT (type, reference) WHERE reference IS NOT NULL DO NOTHING
     RETURNING id, account_id, amount, balance_after),
 moved AS (
-    UPDATE credit_accounts a SET current_balance = added.balance_after FROM added
+    UPDATE credit_accounts a SET current_balance = a.current_balance + added.amount FROM added
     WHERE a.id = added.account_id)
 """
 """Credits that come in: a completed line of the ledger for ``due.amount``, and the balance with it. The account

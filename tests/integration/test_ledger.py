@@ -28,7 +28,7 @@ from models.refills import (
     pending_refills,
 )
 from models.refunds import refund_job
-from tests.integration.test_credits import CHOICE, Operations, hold_for, take
+from tests.integration.test_credits import CHOICE, OUTCOMES, Operations, hold_for, take
 from tests.support.crawling import NewJob, balance_of, change, check_books, new_job, query, queue_ready
 
 AMOUNT = st.integers(1, 9)
@@ -98,6 +98,18 @@ class Ledger(Operations):
             assert (again.added.id, again.added.repeated) == (first.added.id, True)
             assert after - before == (0 if first.added.repeated else first.amount)
         assert after >= before
+
+    @rule(choice=CHOICE, kinds=OUTCOMES)
+    def month_turns_over_a_hold(self, choice: int, kinds: list[str]) -> None:
+        """A chunk is under way when a month begins, another is held in the new one, and then the first ends."""
+        self.grant(9)
+        self.dispatch(1)
+        if self.messages:
+            self.start(choice, "a@test")
+        self.pass_month()
+        self.dispatch(1)
+        if self.runs:
+            self.settle(choice, kinds)
 
     @rule(limit=st.integers(1, 60))
     def limit(self, limit: int) -> None:

@@ -150,6 +150,16 @@ def test_a_purchase_counts_once_for_each_reference(engine, job):
     check_books(engine)
 
 
+def test_lines_of_the_ledger_follow_each_other(engine, job):
+    """Twenty purchases at once are one after the other: each line's balance is the one before it and its amount."""
+    with ThreadPoolExecutor(10) as threads:
+        list(threads.map(lambda number: buy(engine, job, 1, f"charge-{number}"), range(20)))
+    balances = query(
+        engine, "SELECT balance_after FROM credit_transactions WHERE type = 'purchase' ORDER BY 1"
+    )
+    assert balances == [(number,) for number in range(1, 21)]
+
+
 def test_a_reference_belongs_to_one_account_and_amount(engine, job):
     """The same reference for another amount or account is refused, also when both come at once."""
     other = new_job(engine, [1])
