@@ -219,7 +219,7 @@ class Paths:
             balance = f"SELECT current_balance FROM credit_accounts {large}"
             credits_left = session.execute(text(balance), {"email": LARGE}).scalar_one()
         change = f"UPDATE credit_accounts SET current_balance = :balance {large}"
-        for name, left in (("out of credits: split", 100), ("out of credits: block", 0)):
+        for name, left in (("out of credits: short hold", 100), ("out of credits: block", 0)):
             self.prepare(change, balance=left, email=LARGE)
             self.step(name, partial(self._queue, limit=1))
         self.prepare(change, balance=credits_left - 100, email=LARGE)

@@ -17,6 +17,9 @@ from models.jobs import BlockedReason
 CREDITS_MAX = 2_147_483_647
 PERIOD = "to_char(now() AT TIME ZONE 'utc', 'YYYY-MM')"
 """The month as a key that only moves forward; a hold remembers the one it was counted in."""
+PAID = """(SELECT coalesce(-sum(t.amount), 0) FROM credit_transactions t
+    WHERE t.chunk_id = c.id AND t.type = 'usage' AND t.status IN ('pending', 'completed'))"""
+"""Credits charged and held for the chunk ``c``."""
 
 
 class CreditError(Exception):

@@ -16,7 +16,6 @@ from models.credits import PERIOD
 from models.jobs import BlockedReason, JobStatus, SourceKind
 from models.notifications import NotificationType
 from models.queueing import LIVE
-from models.readiness import READY
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,24 +150,18 @@ def block_job(session: Session, job_id: int, reason: BlockedReason) -> bool:
     return True
 
 
-NEXT_PRICE = f"""j.unit_price * coalesce((
-        SELECT CASE WHEN c.accepted + c.failed = 0 THEN 1 ELSE c.size - c.accepted - c.failed END
-        FROM job_chunks c WHERE c.job_id = j.id AND {READY} ORDER BY c.priority DESC, c.id LIMIT 1), 1)"""
-"""What the next dispatch of a job ``j`` needs. A chunk with outcomes cannot be cut at what the credits cover: it
-waits until they cover all that is left.
-"""
 UNBLOCK = text(f"""
 UPDATE crawl_jobs j SET blocked_reason = NULL
 FROM projects p JOIN credit_accounts a ON a.user_id = p.user_id CROSS JOIN LATERAL (SELECT least(a.current_balance,
     a.monthly_limit - CASE WHEN a.usage_period >= {PERIOD} THEN a.monthly_usage ELSE 0 END) AS credits) free
 WHERE p.id = j.project_id AND j.blocked_reason IS NOT NULL AND j.status IN ('pending', 'running')
-    AND free.credits >= j.unit_price AND free.credits >= {NEXT_PRICE}
+    AND free.credits >= j.unit_price
 RETURNING j.id
 """)
 
 
 def unblock_jobs(session: Session) -> list[int]:
-    """blocked → running, for jobs whose account can pay again."""
+    """blocked → running, for jobs whose account can pay for an image again."""
     return list(session.execute(UNBLOCK).scalars())
 
 

@@ -13,7 +13,8 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from models.candidates import unpack_candidates
-from models.credits import CreditError, settle
+from models.credits import PAID, CreditError, settle
+from models.jobs import ChunkStatus
 from models.outcomes import Candidate, Outcome
 from models.recording import Tally, count_job, count_usage, record_outcomes
 
@@ -32,27 +33,31 @@ class Fence:
 
 @dataclass(frozen=True, slots=True)
 class StartedChunk:
-    """A chunk that this worker now owns. ``candidates`` are those without an outcome yet."""
+    """A chunk that this worker now owns. ``candidates`` are those without an outcome yet that its hold covers;
+    ``unpaid`` says how many more there are: they wait for another hold.
+    """
 
     fence: Fence
     candidates: Sequence[Candidate]
+    unpaid: int
     store_url: str
     retry_count: int
 
 
-START = text("""
+STARTED_COLUMNS = f"""c.job_id, p.user_id, c.checkpoint, c.candidates,
+    CAST(c.image_range->>'start' AS int) AS first, c.accepted + c.failed AS resolved, c.retry_count, j.store_url,
+    {PAID} / j.unit_price - c.accepted AS covered"""
+START = text(f"""
 UPDATE job_chunks c SET status = 'processing', worker = :worker, queued_at = NULL, available_at = NULL,
     lease_until = now() + make_interval(secs => :lease_seconds)
 FROM crawl_jobs j JOIN projects p ON p.id = j.project_id
 WHERE c.id = :chunk_id AND c.attempt = :attempt AND c.status = 'pending' AND c.queued_at IS NOT NULL
     AND j.id = c.job_id AND j.status IN ('pending', 'running')
     AND j.paused_at IS NULL AND j.cancelled_at IS NULL
-RETURNING c.job_id, p.user_id, c.checkpoint, c.candidates, CAST(c.image_range->>'start' AS int) AS first,
-    c.accepted + c.failed AS resolved, c.retry_count, j.store_url
+RETURNING {STARTED_COLUMNS}
 """)
-OWNED = text("""
-SELECT c.job_id, p.user_id, c.checkpoint, c.candidates, CAST(c.image_range->>'start' AS int) AS first,
-    c.accepted + c.failed AS resolved, c.retry_count, j.store_url
+OWNED = text(f"""
+SELECT {STARTED_COLUMNS}
 FROM job_chunks c JOIN crawl_jobs j ON j.id = c.job_id JOIN projects p ON p.id = j.project_id
 WHERE c.id = :chunk_id AND c.attempt = :attempt AND c.status = 'processing' AND c.worker = :worker
 """)
@@ -73,7 +78,7 @@ def start_chunk(
     session: Session, chunk_id: int, attempt: int, worker: str, lease_seconds: float, *, again: bool = False
 ) -> StartedChunk | None:
     """queued → processing, if ``attempt`` is the chunk's present one and its job runs. The first chunk starts
-    its job.
+    its job. No more candidates are handed out than the open hold still covers if all are accepted.
 
     ``again`` says that an earlier call's COMMIT may have gone through unseen: then a chunk that this very
     worker already owns is returned as started.
@@ -92,7 +97,9 @@ def start_chunk(
         resolved = set(session.execute(RESOLVED, bounds).scalars())
         candidates = [candidate for candidate in candidates if candidate.position not in resolved]
     fence = Fence(chunk_id, row.job_id, row.user_id, worker, attempt, row.checkpoint)
-    return StartedChunk(fence, candidates, row.store_url, row.retry_count)
+    covered = min(len(candidates), max(0, row.covered))
+    unpaid = len(candidates) - covered
+    return StartedChunk(fence, candidates[:covered], unpaid, row.store_url, row.retry_count)
 
 
 RENEW = text("""
@@ -144,20 +151,35 @@ def settle_chunk(session: Session, fence: Fence, outcomes: Sequence[Outcome]) ->
 
     Raises CreditError when there is no hold to settle: a bug, and the transaction must not commit.
     """
+    return _settle(session, fence, outcomes, ChunkStatus.COMPLETED)
+
+
+def settle_short_chunk(session: Session, fence: Fence, outcomes: Sequence[Outcome]) -> Tally | None:
+    """processing → pending: the hold was short and is settled; what it did not cover waits for another one.
+
+    No retry is counted. Raises CreditError as settle_chunk does.
+    """
+    return _settle(session, fence, outcomes, ChunkStatus.PENDING)
+
+
+def _settle(session: Session, fence: Fence, outcomes: Sequence[Outcome], status: ChunkStatus) -> Tally | None:
     if not _lock(session, fence):
         return None
     tally = record_outcomes(session, fence.job_id, fence.chunk_id, outcomes)
-    accepted = session.execute(SETTLE_CHUNK, _guard(fence) | _counts(tally)).scalar_one()
-    count_job(session, fence.job_id, tally, active=-1, completed=1)
+    parameters = _guard(fence) | _counts(tally) | {"status": status.value}
+    accepted = session.execute(SETTLE_CHUNK, parameters).scalar_one()
+    completed = 1 if status is ChunkStatus.COMPLETED else 0
+    count_job(session, fence.job_id, tally, active=-1, completed=completed)
     if settle(session, fence.chunk_id, accepted) is None:
-        raise CreditError(f"Chunk {fence.chunk_id} ended without an open hold.")
+        raise CreditError(f"Chunk {fence.chunk_id} was settled without an open hold.")
     count_usage(session, fence.user_id, tally)
     return tally
 
 
 SETTLE_CHUNK = text("""
-UPDATE job_chunks SET status = 'completed', checkpoint = checkpoint + 1, accepted = accepted + :accepted,
-    failed = failed + :failed, retry_count = 0, lease_until = NULL, worker = NULL
+UPDATE job_chunks SET status = :status, checkpoint = checkpoint + 1, accepted = accepted + :accepted,
+    failed = failed + :failed, lease_until = NULL, worker = NULL,
+    retry_count = CASE WHEN :accepted + :failed > 0 OR :status = 'completed' THEN 0 ELSE retry_count END
 WHERE id = :chunk_id RETURNING accepted
 """)
 

@@ -30,7 +30,6 @@ class ClaimedChunk:
     job_id: int
     user_id: uuid.UUID
     account_id: uuid.UUID | None
-    size: int
     unresolved: int
     unit_price: int
     held: bool
@@ -74,15 +73,15 @@ picked AS MATERIALIZED (
     SELECT id, row_number() OVER (ORDER BY urgency DESC, turn, created_at, id) AS place
     FROM ranked ORDER BY urgency DESC, turn, created_at, id LIMIT :limit),
 locked AS (
-    SELECT c.id, c.job_id, c.size, c.size - c.accepted - c.failed AS unresolved FROM job_chunks c
+    SELECT c.id, c.job_id, c.size - c.accepted - c.failed AS unresolved FROM job_chunks c
     WHERE c.id = ANY(ARRAY(SELECT id FROM picked)) AND {READY} FOR UPDATE SKIP LOCKED),
 claimed AS (
-    SELECT l.id, l.job_id, p.user_id, a.id AS account_id, l.size, l.unresolved, j.unit_price,
+    SELECT l.id, l.job_id, p.user_id, a.id AS account_id, l.unresolved, j.unit_price,
         EXISTS (SELECT FROM credit_transactions t
             WHERE t.chunk_id = l.id AND t.type = 'usage' AND t.status = 'pending') AS held, picked.place
     FROM locked l JOIN picked ON picked.id = l.id JOIN crawl_jobs j ON j.id = l.job_id
         JOIN projects p ON p.id = j.project_id LEFT JOIN credit_accounts a ON a.user_id = p.user_id)
-SELECT claimed.id, job_id, user_id, account_id, size, unresolved, unit_price, held, stale.job_ids AS stale
+SELECT claimed.id, job_id, user_id, account_id, unresolved, unit_price, held, stale.job_ids AS stale
 FROM stale LEFT JOIN claimed ON stale.job_ids = '{{}}'
 ORDER BY place
 """)

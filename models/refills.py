@@ -11,7 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from models.credits import COMING_BACK, CREDITS_MAX
-from models.job_lifecycle import NEXT_PRICE, notify
+from models.job_lifecycle import notify
 from models.notifications import NotificationType
 
 PAUSE_SECONDS, PAUSE_SECONDS_MAX = 900, 86_400
@@ -34,7 +34,7 @@ WITH stuck AS (
     SELECT p.user_id FROM crawl_jobs j JOIN projects p ON p.id = j.project_id
         JOIN credit_accounts a ON a.user_id = p.user_id
     WHERE j.status IN ('pending', 'running') AND j.blocked_reason = 'out_of_credits'
-        AND j.paused_at IS NULL AND j.cancelled_at IS NULL AND a.current_balance < {NEXT_PRICE}),
+        AND j.paused_at IS NULL AND j.cancelled_at IS NULL AND a.current_balance < j.unit_price),
 low AS (
     SELECT a.id, a.user_id, a.refill_amount, a.current_balance FROM credit_accounts a
     WHERE a.auto_refill_enabled AND a.closing_at IS NULL AND coalesce(a.refill_after <= now(), true)

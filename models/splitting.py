@@ -1,4 +1,4 @@
-"""From a source to chunks: advancing a job's cursor, topping up, and cutting a chunk in two.
+"""From a source to chunks: advancing a job's cursor, and topping up.
 
 Each takes a Session and never commits. A crash repeats a step; the guard on ``source_step`` makes that harmless.
 """
@@ -11,10 +11,9 @@ from typing import Any
 from sqlalchemy import TextClause, text
 from sqlalchemy.orm import Session
 
-from models.candidates import pack_candidates, unpack_candidates
+from models.candidates import pack_candidates
 from models.jobs import SourceKind, SourceState
 from models.outcomes import Candidate, Reason
-from models.queueing import ClaimedChunk
 from models.recording import Tally, count_job, refuse_ranges
 
 TOP_UP_MIN = 50
@@ -173,27 +172,3 @@ def insert_chunks(session: Session, job_id: int, priority: int, chunks: Sequence
         "packed": [pack_candidates(chunk.candidates) for chunk in chunks],
     }
     session.execute(INSERT_CHUNK, {"job_id": job_id, "priority": priority, **parameters})
-
-
-CANDIDATES = text("""
-SELECT chunk_index, priority, candidates, CAST(image_range->>'start' AS int) AS start
-FROM job_chunks WHERE id = :id
-""")
-SHORTEN = text("""
-UPDATE job_chunks SET size = :size, candidates = :candidates,
-    image_range = jsonb_build_object('start', CAST(:start AS int), 'end', CAST(:end AS int)) WHERE id = :id
-""")
-NEXT_INDEX = text("""
-UPDATE crawl_jobs SET total_chunks = total_chunks + 1 WHERE id = :job_id RETURNING total_chunks - 1
-""")
-
-
-def split_chunk(session: Session, chunk: ClaimedChunk, first_size: int) -> None:
-    """An untouched claimed chunk keeps its first ``first_size`` candidates; a new chunk has the others."""
-    row = session.execute(CANDIDATES, {"id": chunk.id}).one()
-    candidates = unpack_candidates(bytes(row.candidates), row.start)
-    kept, rest = candidates[:first_size], candidates[first_size:]
-    index = session.execute(NEXT_INDEX, {"job_id": chunk.job_id}).scalar_one()
-    shortened = {"start": row.start, "end": row.start + len(kept), "size": len(kept)}
-    session.execute(SHORTEN, {"id": chunk.id, "candidates": pack_candidates(kept), **shortened})
-    insert_chunks(session, chunk.job_id, row.priority, [NewChunk(index, rest[0].position, rest)])

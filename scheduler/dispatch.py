@@ -17,7 +17,6 @@ from models.queueing import (
     mark_dispatched,
     queue_chunks,
 )
-from models.splitting import split_chunk
 from models.workers import live_slots
 from scheduler.leader import Leader
 
@@ -39,24 +38,20 @@ def dispatch(leader: Leader) -> list[Message]:
 
 
 def place_hold(session: Session, chunk: ClaimedChunk) -> bool:
-    """Hold the chunk's worst case; whether it may be queued.
+    """Hold the chunk's worst case, or what the credits cover of it; whether it may be queued.
 
-    If the credits cover only some candidates, the chunk is split there; with none left the job is blocked.
+    When they do not cover a single image, the job is blocked.
     """
     if chunk.held or take_hold(session, chunk, chunk.unresolved):
         return True
-    if chunk.account_id is None:
-        block(session, chunk, BlockedReason.OUT_OF_CREDITS)
-        return False
-    free, reason = spendable(session, chunk.account_id)
-    covered = free // chunk.unit_price
-    if covered >= chunk.unresolved:  # A settlement gave credits back since the hold was refused.
-        return take_hold(session, chunk, chunk.unresolved)
-    if covered < 1 or chunk.unresolved < chunk.size:
-        block(session, chunk, reason)
-        return False
-    split_chunk(session, chunk, covered)
-    return take_hold(session, chunk, covered)
+    reason = BlockedReason.OUT_OF_CREDITS
+    if chunk.account_id is not None:
+        free, reason = spendable(session, chunk.account_id)
+        covered = min(free // chunk.unit_price, chunk.unresolved)
+        if (covered or not chunk.unresolved) and take_hold(session, chunk, covered):
+            return True
+    block(session, chunk, reason)
+    return False
 
 
 def take_hold(session: Session, chunk: ClaimedChunk, candidates: int) -> bool:

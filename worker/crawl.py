@@ -23,6 +23,7 @@ from models.lifecycle import (
     hand_back_chunk,
     renew_lease,
     settle_chunk,
+    settle_short_chunk,
 )
 from models.outcomes import Accepted, Candidate, Outcome, Reason, Refused
 from models.recording import Tally
@@ -180,15 +181,21 @@ class ChunkRun:
         log.debug("chunk_checkpoint", chunk=self.fence.chunk_id, outcomes=len(outcomes))
 
     async def settle(self, cancelled: Iterable[Candidate] = ()) -> None:
-        """Commit the last outcomes and the money. What is left of a cancelled job ends as ``cancelled``."""
+        """Commit the last outcomes and the money. What is left of a cancelled job ends as ``cancelled``.
+
+        Candidates that the hold did not cover are left to the scheduler.
+        """
         outcomes = self.transfers.take()
         outcomes += [
             Refused(candidate.position, candidate.url, Reason.CANCELLED, "the job was cancelled")
             for candidate in cancelled
         ]
-        await self.commit(partial(settle_chunk, outcomes=outcomes))
+        unpaid = self.chunk.unpaid
+        await self.commit(partial(settle_short_chunk if unpaid else settle_chunk, outcomes=outcomes))
         fence = self.fence
-        log.info("chunk_settled", job=fence.job_id, chunk=fence.chunk_id, attempt=fence.attempt)
+        log.info(
+            "chunk_settled", job=fence.job_id, chunk=fence.chunk_id, attempt=fence.attempt, unpaid=unpaid
+        )
 
     async def hand_back(self) -> None:
         """Commit the outcomes so far; the rest waits for another worker."""

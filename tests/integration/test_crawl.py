@@ -8,12 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from models.candidates import pack_candidates
+from models.credits import grant
 from models.database import transaction
-from models.job_lifecycle import cancel_job
+from models.ending import drain_cancelled
+from models.job_lifecycle import cancel_job, unblock_jobs
 from models.outcomes import Candidate
 from models.settings import Settings, read_settings
 from tests.support.crawling import (
     NewJob,
+    balance_of,
     change,
     check_books,
     new_job,
@@ -51,9 +54,9 @@ def child(settings):
     opened.close()
 
 
-def job_of(engine, urls: list[str], store_url: str) -> NewJob:
+def job_of(engine, urls: list[str], store_url: str, *, balance: int = 1000) -> NewJob:
     """A job of one chunk with these URLs."""
-    job = new_job(engine, [len(urls)], source_kind="url_list", store_url=store_url)
+    job = new_job(engine, [len(urls)], balance=balance, source_kind="url_list", store_url=store_url)
     packed = pack_candidates([Candidate(place, url, place + 1) for place, url in enumerate(urls)])
     change(engine, "UPDATE job_chunks SET candidates = :packed", packed=packed)
     return job
@@ -74,6 +77,48 @@ def test_a_chunk_is_crawled_to_its_end(engine, child, site, tmp_path) -> None:
     assert (chunk["status"], chunk["accepted"], chunk["failed"]) == ("completed", 5, 2)
     assert read_job(engine, job.id)["failures"] == {"http_status": 1, "invalid_url": 1}
     assert len(list((tmp_path / "images").iterdir())) == 5
+    check_books(engine)
+
+
+def test_a_worker_spends_a_short_hold_and_no_more(engine, child, site, tmp_path) -> None:
+    """With credits for three images a chunk of eight is crawled three candidates at a time, and pays for three."""
+    urls = [f"{site.url}/missing", *(f"{site.url}/free/{number}" for number in range(7))]
+    job = job_of(engine, urls, (tmp_path / "images").as_uri(), balance=3)
+    seen = []
+    for _ in range(2):
+        chunk = read_chunk(engine, crawl(child, engine))
+        seen.append((chunk["status"], chunk["accepted"], chunk["failed"], chunk["retry_count"]))
+        check_books(engine)
+    assert seen == [("pending", 2, 1, 0), ("pending", 3, 1, 0)]
+    assert queue_ready(engine) == []
+    assert (balance_of(engine, job), read_job(engine, job.id)["blocked_reason"]) == (0, "out_of_credits")
+    with transaction(engine) as session:
+        grant(session, job.user_id, 10, description="More")
+        unblock_jobs(session)
+    assert read_chunk(engine, crawl(child, engine))["status"] == "completed"
+    assert balance_of(engine, job) == 13 - 7
+    assert len(list((tmp_path / "images").iterdir())) == 7
+    check_books(engine)
+
+
+def test_a_cancelled_chunk_with_a_short_hold_ends(engine, child, site, tmp_path) -> None:
+    """The worker settles what it was given; the scheduler ends what the hold did not cover."""
+    urls = [f"{site.url}/held/{number}" for number in range(5)]
+    job = job_of(engine, urls, (tmp_path / "images").as_uri(), balance=2)
+
+    def cancel_while_held() -> None:
+        until(lambda: site.held_asked() == 2, "two pictures asked for")
+        with transaction(engine) as session:
+            assert cancel_job(session, job.id)
+
+    with ThreadPoolExecutor(1) as thread:
+        cancelled = thread.submit(cancel_while_held)
+        chunk = read_chunk(engine, crawl(child, engine))
+        cancelled.result()
+    assert (chunk["status"], chunk["failed"], balance_of(engine, job)) == ("pending", 2, 2)
+    with transaction(engine) as session:
+        assert drain_cancelled(session, job.id) == 1
+    assert read_job(engine, job.id)["failures"] == {"cancelled": 5}
     check_books(engine)
 
 

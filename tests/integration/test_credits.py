@@ -23,7 +23,13 @@ from models.database import transaction
 from models.ending import drain_cancelled, drain_paused, rescue_chunk
 from models.job_lifecycle import cancel_job, close_job, pause_job, resume_job, unblock_jobs
 from models.jobs import BlockedReason
-from models.lifecycle import Fence, checkpoint_chunk, hand_back_chunk, settle_chunk
+from models.lifecycle import (
+    Fence,
+    checkpoint_chunk,
+    hand_back_chunk,
+    settle_chunk,
+    settle_short_chunk,
+)
 from models.outcomes import Candidate, Outcome, Reason
 from models.queueing import Message, publish_again
 from tests.support.crawling import (
@@ -39,6 +45,7 @@ from tests.support.crawling import (
     queue_ready,
     read_job,
     refused,
+    settle_run,
     start,
 )
 
@@ -230,10 +237,11 @@ def test_a_hold_settled_before_the_next_months_first_lowers_its_own_month(engine
 
 @dataclass
 class Run:
-    """One attempt that a worker believes to own."""
+    """One attempt that a worker believes to own. ``short``: its hold does not cover all."""
 
     fence: Fence
     left: list[Candidate]
+    short: bool
     owned: bool = True
 
 
@@ -278,7 +286,7 @@ class Operations(RuleBasedStateMachine):
         """A worker takes a message, new or old."""
         chunk = start(self.engine, self.messages[-1 - choice % min(4, len(self.messages))], worker)
         if chunk is not None:
-            self.runs.append(Run(chunk.fence, list(chunk.candidates)))
+            self.runs.append(Run(chunk.fence, list(chunk.candidates), short=chunk.unpaid > 0))
 
     def pick(self, choice: int) -> Run:
         """One of the latest runs, owned or not."""
@@ -315,8 +323,9 @@ class Operations(RuleBasedStateMachine):
     def settle_run(self, run: Run, kinds: list[str]) -> None:
         """All that is left gets an outcome."""
         outcomes = self.outcomes(run, kinds + ["alone"] * len(run.left))
+        arrow = settle_short_chunk if run.short else settle_chunk
         with transaction(self.engine) as session:
-            assert (settle_chunk(session, run.fence, outcomes) is not None) == run.owned
+            assert (arrow(session, run.fence, outcomes) is not None) == run.owned
         run.owned = False
 
     @precondition(lambda self: self.runs)
@@ -401,9 +410,7 @@ class Operations(RuleBasedStateMachine):
             for message in messages:
                 chunk = start(self.engine, message)
                 assert chunk is not None
-                outcomes: list[Outcome] = [accepted(candidate.position) for candidate in chunk.candidates]
-                with transaction(self.engine) as session:
-                    settle_chunk(session, chunk.fence, outcomes)
+                settle_run(self.engine, chunk, [accepted(place.position) for place in chunk.candidates])
             messages = []
         self.close()
         check_books(self.engine)

@@ -27,7 +27,7 @@ from models.job_lifecycle import (
     unblock_jobs,
 )
 from models.jobs import SourceKind, SourceState
-from models.lifecycle import hand_back_chunk, settle_chunk
+from models.lifecycle import checkpoint_chunk, hand_back_chunk, settle_chunk
 from models.outcomes import Outcome
 from models.queueing import Message
 from models.settings import Settings, read_settings
@@ -45,12 +45,14 @@ from tests.support.crawling import (
     candidates,
     change,
     check_books,
+    expire_lease,
     new_job,
     query,
     queue_ready,
     read_chunk,
     read_job,
     refused,
+    settle_run,
     start,
     start_next,
 )
@@ -107,9 +109,7 @@ def finish(engine: Engine, message: Message, make: Callable[[int], Outcome] = ac
     """Let a worker give every candidate of a chunk the same kind of outcome."""
     chunk = start(engine, message)
     assert chunk is not None
-    with transaction(engine) as session:
-        outcomes = [make(candidate.position) for candidate in chunk.candidates]
-        assert settle_chunk(session, chunk.fence, outcomes) is not None
+    assert settle_run(engine, chunk, [make(candidate.position) for candidate in chunk.candidates]) is not None
 
 
 def ranges(engine: Engine, job_id: int) -> list[tuple[Any, ...]]:
@@ -145,29 +145,64 @@ def test_the_window_is_two_chunks_for_each_live_slot(engine, leader):
     check_books(engine)
 
 
-def test_a_chunk_is_split_at_what_the_credits_cover(engine, leader):
-    """The last credits are spent: the first candidates go, the others wait in a chunk of their own."""
+def test_the_last_credits_are_spent(engine, leader):
+    """A hold takes what the balance has, a worker gets no more candidates than that, and the chunk goes on."""
     set_slots(engine, 1)
     job = new_job(engine, [10, 5], balance=47, unit_price=3)
     messages = dispatch(leader)
     assert [message.chunk_id for message in messages] == job.chunk_ids
-    assert ranges(engine, job.id) == [(0, 0, 10, 10), (1, 10, 15, 5)]
     assert balance_of(engine, job) == 2
 
     poor = new_job(engine, [10], balance=23, unit_price=3)
     for message in messages:
         finish(engine, message)
     [message] = dispatch(leader)
-    assert ranges(engine, poor.id) == [(0, 0, 7, 7), (1, 7, 10, 3)]
-    assert read_job(engine, poor.id)["total_chunks"] == 2
     assert balance_of(engine, poor) == 2
     first = start(engine, message)
     assert first is not None
-    assert first.candidates == candidates(0, 7)
-    with transaction(engine) as session:
-        grant(session, poor.user_id, 7, description="More")
+    assert (first.candidates, first.unpaid) == (candidates(0, 7), 3)
+    settle_run(engine, first, [accepted(place) if place % 2 else refused(place) for place in range(7)])
+    chunk = read_chunk(engine, message.chunk_id)
+    assert (chunk["status"], chunk["accepted"], chunk["failed"], chunk["retry_count"]) == ("pending", 3, 4, 0)
+    assert (read_job(engine, poor.id)["active_chunks"], balance_of(engine, poor)) == (0, 23 - 9)
+    check_books(engine)
+
     second = start_next(engine)
-    assert second.candidates == candidates(7, 3)
+    assert (second.candidates, second.unpaid) == (candidates(7, 3), 0)
+    settle_run(engine, second, [accepted(place) for place in range(7, 10)])
+    assert (read_chunk(engine, message.chunk_id)["status"], balance_of(engine, poor)) == (
+        "completed",
+        23 - 18,
+    )
+    check_books(engine)
+
+
+def test_what_a_hold_still_covers_bounds_the_next_attempt(engine, leader):
+    """A worker that leaves or is lost leaves its hold; one that is used up is settled, and not run for ever."""
+    set_slots(engine, 1)
+    job = new_job(engine, [6], balance=3)
+    chunk = start_next(engine)
+    assert (chunk.candidates, chunk.unpaid) == (candidates(0, 3), 3)
+    with transaction(engine) as session:
+        hand_back_chunk(session, chunk.fence, [accepted(0), refused(1)])
+    chunk = start_next(engine)
+    assert (chunk.candidates, chunk.unpaid) == (candidates(2, 2), 2)
+    with transaction(engine) as session:
+        checkpoint_chunk(session, chunk.fence, [accepted(2), accepted(3)], 30)
+    expire_lease(engine, chunk.fence.chunk_id)
+    rescue_expired(leader)
+    chunk = start_next(engine)
+    assert (chunk.candidates, chunk.unpaid, chunk.retry_count) == ([], 2, 1)
+    settle_run(engine, chunk, [])
+    check_books(engine)
+    assert read_chunk(engine, chunk.fence.chunk_id)["retry_count"] == 1
+    assert dispatch(leader) == []
+    assert read_job(engine, job.id)["blocked_reason"] == "out_of_credits"
+    with transaction(engine) as session:
+        grant(session, job.user_id, 1, description="More")
+        assert unblock_jobs(session) == [job.id]
+    chunk = start_next(engine)
+    assert (chunk.candidates, chunk.unpaid) == (candidates(4, 1), 1)
     check_books(engine)
 
 
@@ -186,8 +221,9 @@ def test_a_job_without_credits_is_blocked_once_and_goes_on_after_a_grant(engine,
     with leader.transaction() as session:
         assert unblock_jobs(session) == [poor.id]
     [message] = dispatch(leader)
-    assert read_chunk(engine, message.chunk_id)["size"] == 1
     finish(engine, message)
+    chunk = read_chunk(engine, message.chunk_id)
+    assert (chunk["status"], chunk["accepted"]) == ("pending", 1)
     assert dispatch(leader) == []
     assert read_job(engine, poor.id)["blocked_reason"] == "out_of_credits"
     assert told(engine, "billing") == ["Out of credits"]
@@ -198,35 +234,35 @@ def test_a_job_without_credits_is_blocked_once_and_goes_on_after_a_grant(engine,
         assert unblock_jobs(session) == [poor.id]
     [message] = dispatch(leader)
     finish(engine, message)
+    assert read_chunk(engine, message.chunk_id)["status"] == "completed"
     assert dispatch(leader) == []
     assert told(engine, "billing") == ["Out of credits"] * 2
     check_books(engine)
 
 
-def test_a_chunk_with_outcomes_waits_for_all_that_it_needs(engine, leader):
-    """It cannot be cut: its job stays blocked, in silence, until the balance covers what is left of it."""
+def test_a_chunk_with_outcomes_takes_what_the_credits_cover(engine, leader):
+    """Pausing settles its hold; it goes on with a single credit, by balance and by month."""
     set_slots(engine, 1)
     job = new_job(engine, [6], balance=6)
     chunk = start_next(engine)
     with transaction(engine) as session:
-        hand_back_chunk(session, chunk.fence, [accepted(0)])
+        hand_back_chunk(session, chunk.fence, [accepted(0), accepted(1)])
     [message] = dispatch(leader)
     with transaction(engine) as session:
         pause_job(session, job.id)
     drain_stopped(Stages(leader))
+    assert balance_of(engine, job) == 4
     assert start(engine, message) is None
     change(engine, "UPDATE crawl_jobs SET paused_at = NULL")
-    with transaction(engine) as session:
-        grant(session, job.user_id, 1, description="More")
-    change(engine, "UPDATE credit_accounts SET monthly_limit = 5")
+    change(engine, "UPDATE credit_accounts SET monthly_limit = 2")
     assert dispatch(leader) == []
     with leader.transaction() as session:
         assert unblock_jobs(session) == []
-    change(engine, "UPDATE credit_accounts SET monthly_limit = 6")
+    change(engine, "UPDATE credit_accounts SET monthly_limit = 3")
     with leader.transaction() as session:
         assert unblock_jobs(session) == [job.id]
-    [message] = dispatch(leader)
-    finish(engine, message)
+    chunk = start_next(engine)
+    assert (chunk.candidates, chunk.unpaid) == (candidates(2, 1), 3)
     check_books(engine)
 
 
@@ -258,8 +294,10 @@ def test_credits_that_come_back_between_two_looks_are_enough(engine, leader, mon
         return look(session, account_id)
 
     monkeypatch.setattr(dispatching, "spendable", grant_and_look)
-    assert len(dispatch(leader)) == 1
-    assert ranges(engine, job.id) == [(0, 0, 5, 5)]
+    [message] = dispatch(leader)
+    chunk = start(engine, message)
+    assert chunk is not None
+    assert (chunk.candidates, chunk.unpaid) == (candidates(0, 5), 0)
     check_books(engine)
 
 

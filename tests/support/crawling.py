@@ -14,9 +14,10 @@ from models import Profile, audit
 from models.candidates import pack_candidates
 from models.database import transaction
 from models.jobs import SourceKind, SourceState
-from models.lifecycle import StartedChunk, start_chunk
-from models.outcomes import Accepted, Candidate, ImageFormat, Reason, Refused
+from models.lifecycle import StartedChunk, settle_chunk, settle_short_chunk, start_chunk
+from models.outcomes import Accepted, Candidate, ImageFormat, Outcome, Reason, Refused
 from models.queueing import Message, claim_chunks, queue_chunks
+from models.recording import Tally
 from scheduler.dispatch import place_hold
 from tests.support.factories import create_chunk, create_job, create_profile, create_project
 
@@ -121,6 +122,12 @@ def start_next(engine: Engine, worker: str = "worker@test") -> StartedChunk:
     return chunk
 
 
+def settle_run(engine: Engine, chunk: StartedChunk, outcomes: Sequence[Outcome]) -> Tally | None:
+    """End a worker's run of a chunk as the worker does: short if its hold did not cover all."""
+    with transaction(engine) as session:
+        return (settle_short_chunk if chunk.unpaid else settle_chunk)(session, chunk.fence, outcomes)
+
+
 def expire_lease(engine: Engine, chunk_id: int) -> None:
     """Let a worker's lease have ended a second ago."""
     change(engine, "UPDATE job_chunks SET lease_until = now() - interval '1 s' WHERE id = :id", id=chunk_id)
@@ -163,10 +170,14 @@ def balance_of(engine: Engine, job: NewJob) -> int:
 
 # What models/audit.py cannot tell, since it may change later: {rule: query of what breaks it}.
 RULES = {
-    "a chunk in flight is paid for": """
+    "a chunk in flight has a hold": """
+        SELECT c.id FROM job_chunks c WHERE (c.status = 'processing' OR c.queued_at IS NOT NULL) AND NOT EXISTS (
+            SELECT FROM credit_transactions t
+            WHERE t.chunk_id = c.id AND t.type = 'usage' AND t.status = 'pending')""",
+    "what is accepted is charged or held": """
         SELECT c.id FROM job_chunks c JOIN crawl_jobs j ON j.id = c.job_id
-        WHERE (c.status = 'processing' OR c.queued_at IS NOT NULL) AND c.size - c.failed > (
-            SELECT coalesce(sum(-t.amount), 0) / j.unit_price FROM credit_transactions t WHERE t.chunk_id = c.id
+        WHERE c.accepted * j.unit_price > (
+            SELECT coalesce(sum(-t.amount), 0) FROM credit_transactions t WHERE t.chunk_id = c.id
                 AND t.type = 'usage' AND t.status IN ('completed', 'pending'))""",
     "a day's usage = the images and their bytes": """
         SELECT m.user_id, m.images_processed FROM usage_metrics m
