@@ -49,6 +49,7 @@ from models.queueing import (
     queue_chunks,
     queued_chunks,
 )
+from models.retrying import ALL_FAILURES, BEFORE_ALL, retry_chunks
 from models.splitting import abandon_source, satisfy_source, splittable_jobs
 from models.workers import live_slots
 from scheduler.commands.doctor import LEADER
@@ -232,6 +233,13 @@ class Paths:
         while self.step("drain_cancelled", partial(drain_cancelled, job_id=self.job_id)):
             pass
         assert self.step("close_job", close_job) == self.job_id
+
+    def retry(self) -> None:
+        """Whatever failed of the large job is tried again."""
+        after: int | None = BEFORE_ALL
+        while after is not None:
+            again = partial(retry_chunks, job_id=self.job_id, selection=ALL_FAILURES, after=after)
+            after = self.step("retry", again).after
 
 
 def outcomes(chunk: StartedChunk, candidates: Sequence[Candidate]) -> list[Outcome]:

@@ -176,6 +176,8 @@ def walk(engine: Engine, job_id: int, figures: Figures, rounds: int) -> None:
     for message in flight[:10]:
         paths.hand_back(message)
     paths.cancel()
+    paths.retry()
+    paths.cancel()
     walk_the_crowd(paths, rounds)
 
 

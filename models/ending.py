@@ -81,6 +81,7 @@ def rescue_chunk(session: Session, lost_leases_max: int) -> RescuedChunk | None:
 
 DRAINABLE = text(f"""
 SELECT {ENDING_COLUMNS} FROM job_chunks c WHERE c.job_id = :job_id AND c.status = 'pending'
+    AND EXISTS (SELECT FROM crawl_jobs j WHERE j.id = :job_id AND j.cancelled_at IS NOT NULL)
 LIMIT :limit FOR UPDATE SKIP LOCKED
 """)
 UNRESOLVED_MAX = 500

@@ -35,6 +35,16 @@ class Reason(StrEnum):
     CANCELLED = "cancelled"
 
 
+TRANSIENT = frozenset(
+    {Reason.DNS, Reason.CONNECT, Reason.PROTOCOL, Reason.TIMEOUT, Reason.TOO_SLOW, Reason.RATE_LIMITED}
+)
+"""Reasons that may pass by themselves."""
+TRANSIENT_STATUSES = frozenset({408, 425, 500, 502, 503, 504, 520, 521, 522, 523, 524})
+"""Answers of which ``http_status`` may pass, too; 52x are Cloudflare's, for an origin that it cannot reach."""
+FINAL = frozenset({Reason.DUPLICATE, Reason.NOT_NEEDED})
+"""Reasons that no other try can change: the image is there, or is not wanted."""
+
+
 class ImageFormat(StrEnum):
     """Formats that are stored. The value is what ``images.format`` holds."""
 

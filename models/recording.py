@@ -196,7 +196,7 @@ UPDATE crawl_jobs SET
             SELECT key AS reason, CAST(value AS int) AS count FROM jsonb_each_text(crawl_jobs.failures)
             UNION ALL
             SELECT key, CAST(value AS int) FROM jsonb_each_text(CAST(:failures AS jsonb))) AS both_sides
-        GROUP BY reason) AS summed),
+        GROUP BY reason HAVING sum(count) <> 0) AS summed),
     active_chunks = active_chunks + :active,
     completed_chunks = completed_chunks + :completed,
     failed_chunks = failed_chunks + :failed_chunks,

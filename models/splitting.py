@@ -77,8 +77,10 @@ UPDATE crawl_jobs SET source_step = source_step + 1, source_cursor = CAST(:curso
     total_images = greatest(total_images, source_position + :candidates),
     total_chunks = total_chunks + :chunks
 WHERE id = :job_id AND source_step = :step AND status IN ('pending', 'running') AND cancelled_at IS NULL
+    AND :candidates <= max_images - source_position + failed_images
 RETURNING id
 """)
+"""A retry may have taken candidates back since ``wanted`` was read: fewer are wanted then."""
 
 
 def advance_source(
@@ -88,7 +90,9 @@ def advance_source(
     state: SourceState,
     chunks: Sequence["NewChunk"],
 ) -> bool:
-    """source at step k → k + 1, with its chunks - → pending; False when another step k was written meanwhile."""
+    """source at step k → k + 1, with its chunks - → pending; False when another step k was written meanwhile,
+    or fewer candidates are wanted by now.
+    """
     parameters = {
         "job_id": job.id,
         "step": job.step,

@@ -30,6 +30,7 @@ COMMANDS = {
         "cancel": "End a job early and keep what it has.",
         "pause": "Hand out nothing more of a job.",
         "resume": "Go on with a paused job.",
+        "retry": "Try candidates again that failed.",
         "notifications": "List what the system has told you.",
     },
     "Accounts": {

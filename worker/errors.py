@@ -6,11 +6,7 @@ CandidateError            reason, transient, http_status, retry_after_seconds
 └── PictureError          the body is no picture that we store
 """
 
-from models.outcomes import Reason
-
-TRANSIENT = frozenset(
-    {Reason.DNS, Reason.CONNECT, Reason.PROTOCOL, Reason.TIMEOUT, Reason.TOO_SLOW, Reason.RATE_LIMITED}
-)
+from models.outcomes import TRANSIENT, Reason
 
 
 class CandidateError(Exception):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import httpx
 from multidict import CIMultiDictProxy
 
-from models.outcomes import Reason
+from models.outcomes import TRANSIENT_STATUSES, Reason
 from models.settings import Settings
 from worker.address import ParsedURL, parse_url, resolve_location
 from worker.body import BodyReader, Lease
@@ -26,8 +26,6 @@ RETRY_AFTER_SECONDS_MAX = 10.0
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _RECEIVED = frozenset({200, 203})
-# Answers that may be different in a moment; 52x are Cloudflare's, for an origin that it cannot reach.
-_TRANSIENT_STATUSES = frozenset({408, 425, 500, 502, 503, 504, 520, 521, 522, 523, 524})
 
 # What the transport raises, and why the candidate then has no image. The nearest class counts.
 REASONS: dict[type[httpx.TransportError], Reason] = {
@@ -242,7 +240,7 @@ def _check_status(received: Received) -> None:
     raise TransferError(
         Reason.HTTP_STATUS,
         f"the server answered {status}",
-        transient=status in _TRANSIENT_STATUSES,
+        transient=status in TRANSIENT_STATUSES,
         http_status=status,
     )
 

@@ -11,6 +11,7 @@ import click
 import pytest
 from sqlalchemy import text
 
+from models import Failure
 from models.database import transaction
 from models.job_lifecycle import notify
 from models.jobs import ChunkStatus, JobStatus, SourceKind
@@ -175,6 +176,48 @@ END = text(
     "UPDATE crawl_jobs SET status = :status, completed_at = now(), "
     "cancelled_at = CASE WHEN :status = 'cancelled' THEN now() END"
 )
+
+
+def test_retry(environment, session, job, capsys):
+    """What comes back, what it costs at most and what to do next; without anything to do it says what there is."""
+    chunk = create_chunk(session, job, 4, ChunkStatus.COMPLETED, candidates=b"-")
+    first = chunk.image_range["start"]
+    for place, reason in enumerate(["timeout", "timeout", "corrupt", "duplicate"], first):
+        session.add(
+            Failure(job_id=job.id, chunk_id=chunk.id, position=place, position_end=place, reason=reason)
+        )
+    job.failures, job.unit_price = {"timeout": 2, "corrupt": 1, "duplicate": 1}, 3
+    session.commit()
+    number = str(job.id)
+
+    assert main(["retry", number]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == (
+        f"Job {number}: 2 candidates in 1 chunk to try again (2 timeout), for 6 credits at most.\n"
+    )
+    assert printed.err == f"`pixtrawl watch {number}` follows it.\n"
+    assert main(["retry", number]) == 0
+    said = (
+        "has no such failure in a chunk that has ended. It has 1 corrupt, 1 duplicate (choose with --only, "
+    )
+    assert said in capsys.readouterr().out
+    report = {"job": job.id, "candidates": 0, "chunks": 0, "reasons": {}, "credits_max": 0, "left_out": False}
+    assert printed_json(capsys, "retry", number, "--chunk", str(chunk.id)) == report
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--only", "timeout,dsn"], "'dsn' is no reason: name some of transient, invalid_url, "),
+        (["--only", "duplicate"], "'duplicate' is never tried again"),
+        (["--only", "dns", "--all-failed"], "--only and --all-failed are two ways to choose"),
+        (["--chunk", "77"], "has no chunk 77."),
+    ],
+)
+def test_retry_refuses(environment, job, capsys, arguments, said):
+    """What was mistyped is named, with what there is to choose from."""
+    assert main(["retry", str(job.id), *arguments]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_watch_ends_with_the_job(environment, engine, job):

@@ -13,6 +13,7 @@ from models.database import transaction
 from models.ending import drain_cancelled
 from models.job_lifecycle import cancel_job, unblock_jobs
 from models.outcomes import Candidate
+from models.retrying import TRANSIENT_FAILURES, retry_chunks
 from models.settings import Settings, read_settings
 from tests.support.crawling import (
     NewJob,
@@ -119,6 +120,29 @@ def test_a_cancelled_chunk_with_a_short_hold_ends(engine, child, site, tmp_path)
     with transaction(engine) as session:
         assert drain_cancelled(session, job.id) == 1
     assert read_job(engine, job.id)["failures"] == {"cancelled": 5}
+    check_books(engine)
+
+
+def test_what_failed_is_crawled_again_once_it_answers(engine, settings, site, tmp_path) -> None:
+    """A site that answered 503 has recovered: its candidates become images, the others keep their outcomes."""
+    kinds = ["free/1", "later/2", "missing/0", "later/1"]  # /later/1 will have the same bytes as /free/1.
+    child = Child(settings.model_copy(update={"transfer_attempts": 1}))
+    try:
+        job = job_of(engine, [f"{site.url}/{kind}" for kind in kinds], (tmp_path / "images").as_uri())
+        crawl(child, engine)
+        assert read_job(engine, job.id)["failures"] == {"http_status": 3}
+        site.release()
+        with transaction(engine) as session:
+            assert retry_chunks(session, job.id, TRANSIENT_FAILURES).reasons == {"http_status": 2}
+        chunk = read_chunk(engine, crawl(child, engine))
+    finally:
+        child.close()
+    assert (chunk["status"], chunk["accepted"], chunk["failed"], chunk["attempt"]) == ("completed", 2, 2, 2)
+    assert query(engine, "SELECT position, reason FROM failures ORDER BY 1") == [
+        (2, "http_status"),
+        (3, "duplicate"),
+    ]
+    assert balance_of(engine, job) == 1000 - 2
     check_books(engine)
 
 

@@ -2,6 +2,7 @@
 
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import pytest
@@ -32,6 +33,7 @@ from models.lifecycle import (
 )
 from models.outcomes import Candidate, Outcome, Reason
 from models.queueing import Message, publish_again
+from models.retrying import ALL_FAILURES, TRANSIENT_FAILURES, RetryError, Selection, retry_chunks
 from tests.support.crawling import (
     LEASE_SECONDS,
     NewJob,
@@ -373,6 +375,13 @@ class Operations(RuleBasedStateMachine):
             job = self.jobs[choice % len(self.jobs)]
             if choice % 3 == 0 and cancel_job(session, job.id):
                 drain_cancelled(session, job.id)
+
+    @rule(choice=CHOICE, selection=st.sampled_from([TRANSIENT_FAILURES, ALL_FAILURES]))
+    def retry(self, choice: int, selection: Selection) -> None:
+        """The user wants a job's failures tried again, whether it runs or has ended."""
+        job = self.jobs[choice % len(self.jobs)]
+        with transaction(self.engine) as session, suppress(RetryError):
+            retry_chunks(session, job.id, selection)
 
     @rule()
     def close(self) -> None:

@@ -90,6 +90,8 @@ def walk(paths: Paths) -> None:
     for message in paths.dispatch(2):
         paths.hand_back(message)
     paths.cancel()
+    paths.retry()
+    paths.cancel()
     paths.dispatch()
 
 

@@ -179,6 +179,9 @@ RULES = {
         WHERE c.accepted * j.unit_price > (
             SELECT coalesce(sum(-t.amount), 0) FROM credit_transactions t WHERE t.chunk_id = c.id
                 AND t.type = 'usage' AND t.status IN ('completed', 'pending'))""",
+    "a job has no more accepted or under way than max_images": """
+        SELECT j.id FROM crawl_jobs j
+        WHERE j.source_kind IS NOT NULL AND j.source_position - j.failed_images > j.max_images""",
     "a day's usage = the images and their bytes": """
         SELECT m.user_id, m.images_processed FROM usage_metrics m
         WHERE (m.images_processed, m.storage_used_bytes) <> (

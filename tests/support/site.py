@@ -23,7 +23,8 @@ def picture(number: int) -> bytes:
 
 class Site:
     """Serves /free/N at once, /held/N when ``release`` was called, /slow/SIDE (a picture that
-    takes a decoder many seconds) at once, and nothing else, while it is open.
+    takes a decoder many seconds) at once, /later/N after 503 until ``release``, and nothing else, while it is
+    open.
     """
 
     def __enter__(self) -> Self:
@@ -67,8 +68,10 @@ class Site:
     async def _answer(self, request: web.BaseRequest) -> web.Response:
         self.asked.add(request.path)
         _, kind, number = request.path.split("/", 2)
-        if kind not in {"free", "held", "slow"}:
+        if kind not in {"free", "held", "slow", "later"}:
             return web.Response(status=404)
+        if kind == "later" and not self._released.is_set():
+            return web.Response(status=503)
         if kind == "slow":
             return web.Response(body=slow_jpeg(int(number)), content_type="image/jpeg")
         if kind == "held":
