@@ -190,7 +190,7 @@ class CreditTransaction(Base):
         BigInteger, comment="Chunk of a hold, at most one open hold each; no foreign key; NULL: no hold"
     )
     held: Mapped[int | None] = mapped_column(
-        comment="Credits taken when the chunk was dispatched, its worst case; NULL: no hold"
+        comment="Credits taken when the chunk was dispatched: its worst case, or all there were; NULL: no hold"
     )
     unit_price: Mapped[int | None] = mapped_column(
         comment="Credits for one image of the chunk; NULL: no hold"

@@ -191,7 +191,7 @@ WITH ended AS (
     WHERE j.status IN ('pending', 'running') AND j.source_state IN ('exhausted', 'satisfied')
         AND j.completed_chunks + j.failed_chunks = j.total_chunks
     ORDER BY j.id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED)
-UPDATE crawl_jobs j SET completed_at = now(), blocked_reason = NULL, paused_at = NULL,
+UPDATE crawl_jobs j SET completed_at = now(), blocked_reason = NULL, paused_at = NULL, reprioritized_at = NULL,
     task_ids = '[]', started_at = coalesce(j.started_at, now()),
     status = CASE WHEN j.cancelled_at IS NOT NULL THEN 'cancelled' WHEN j.failed_chunks > 0 THEN 'failed'
         ELSE 'completed' END,

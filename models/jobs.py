@@ -138,6 +138,11 @@ class CrawlJob(Base):
             "id",
             postgresql_where=text("status IN ('pending', 'running')"),
         ),
+        Index(
+            "ix_crawl_jobs_reprioritized",
+            "reprioritized_at",
+            postgresql_where=text("reprioritized_at IS NOT NULL"),
+        ),
         {
             "postgresql_with": {"fillfactor": "70", "autovacuum_vacuum_scale_factor": "0.02"},
             "comment": "Requests for images. Each counter moves in the transaction of what it counts.",
@@ -158,7 +163,7 @@ class CrawlJob(Base):
     status: Mapped[str] = mapped_column(
         String(20),
         server_default=default_word(JobStatus.PENDING),
-        comment="Its ends are final; only the scheduler ends a job with a source_kind",
+        comment="Only the scheduler ends a job with a source_kind, and only a retry reopens it",
     )
     progress: Mapped[Counter] = mapped_column(
         comment="Percent of candidates with an outcome, or of max_images if more; 100 only when completed"
@@ -166,7 +171,9 @@ class CrawlJob(Base):
     total_images: Mapped[Counter] = mapped_column(
         comment="Candidates known so far; for a list of URLs all of them from the start"
     )
-    downloaded_images: Mapped[Counter] = mapped_column(comment="Candidates whose body arrived whole")
+    downloaded_images: Mapped[Counter] = mapped_column(
+        comment="Bodies that arrived whole; of a candidate that was tried again, each"
+    )
     valid_images: Mapped[Counter] = mapped_column(comment="Accepted candidates = its rows in images")
     total_chunks: Mapped[Counter] = mapped_column(comment="Chunks made so far = its rows in job_chunks")
     active_chunks: Mapped[Counter] = mapped_column(comment="Chunks that a worker has now")
@@ -186,7 +193,8 @@ class CrawlJob(Base):
     updated_at: Mapped[UpdatedAt]
 
     priority: Mapped[int] = mapped_column(
-        server_default=text("5"), comment="0 to 10, 10 most urgent; its chunks get it when they are made"
+        server_default=text("5"),
+        comment="0 to 10, 10 most urgent; its chunks have it, too, unless reprioritized_at is set",
     )
     source_kind: Mapped[str | None] = mapped_column(
         String(20),
@@ -239,6 +247,9 @@ class CrawlJob(Base):
     ready_priority: Mapped[int | None] = mapped_column(
         SmallInteger,
         comment="Priority of its best ready chunk, or higher; NULL: none is ready. Kept by a trigger",
+    )
+    reprioritized_at: Mapped[datetime.datetime | None] = mapped_column(
+        comment="When its priority changed, while chunks of it may still have another; NULL: none has"
     )
     paused_at: Mapped[datetime.datetime | None] = mapped_column(
         comment="Since when nothing is dispatched, by the user's wish; NULL: not paused"

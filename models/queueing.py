@@ -53,7 +53,8 @@ WITH live AS (
 heads AS ( -- Every runnable job by the priority that its best chunk has at most; no chunk is looked at.
     SELECT j.id, j.created_at, p.user_id, coalesce(live.chunks, 0) AS chunks,
         CAST(floor(date_part('epoch', now() - coalesce(j.dispatched_at, j.created_at)) / :ageing_seconds) AS int)
-            AS age, j.ready_priority AS priority
+            AS age, j.reprioritized_at IS NOT NULL AS reprioritized,
+        CASE WHEN j.reprioritized_at IS NULL THEN j.ready_priority ELSE j.priority END AS priority
     FROM crawl_jobs j JOIN projects p ON p.id = j.project_id LEFT JOIN live ON live.user_id = p.user_id
     WHERE {RUNNABLE} AND j.ready_priority IS NOT NULL AND j.id <> ALL(CAST(:passed AS int[]))),
 urgent AS (
@@ -64,7 +65,9 @@ ranked AS MATERIALIZED (
     SELECT c.id, c.job_id, c.priority, least(10, c.priority + j.age) AS urgency, j.created_at,
         j.chunks + row_number() OVER (
             PARTITION BY j.user_id ORDER BY least(10, c.priority + j.age) DESC, j.created_at, c.id) AS turn
-    FROM jobs j CROSS JOIN LATERAL (SELECT c.id, c.job_id, c.priority FROM job_chunks c
+    FROM jobs j CROSS JOIN LATERAL (
+        SELECT c.id, c.job_id, CASE WHEN j.reprioritized THEN j.priority ELSE c.priority END AS priority
+        FROM job_chunks c
         WHERE c.job_id = j.id AND {READY} ORDER BY c.priority DESC, c.id LIMIT :limit) c),
 stale AS MATERIALIZED (
     SELECT ARRAY(SELECT j.id FROM jobs j WHERE NOT EXISTS (
@@ -92,7 +95,8 @@ def claim_chunks(session: Session, limit: int, *, ageing_seconds: float = 600) -
     """Lock up to ``limit`` ready chunks in the order in which they should run.
 
     By priority (raised by one for each ``ageing_seconds`` in which nothing of the job was dispatched), then
-    fairly between users by the chunks that they have in flight, then by age.
+    fairly between users by the chunks that they have in flight, then by age. A job whose priority was changed
+    speaks for its chunks until they have been brought along.
 
     Jobs are ranked by what they have ready at most. The order is right once that is exact for the first
     ``limit`` of them, for a job further down can only fall; until then they are looked at again.
@@ -110,10 +114,12 @@ def claim_chunks(session: Session, limit: int, *, ageing_seconds: float = 600) -
 
 
 QUEUE = text("""
-UPDATE job_chunks SET attempt = attempt + 1, queued_at = now(), available_at = NULL,
-    task_id = 'chunk-' || id || '.' || attempt + 1
-WHERE id = ANY(CAST(:ids AS int[])) AND status = 'pending' AND queued_at IS NULL
-RETURNING id, job_id, attempt, priority
+UPDATE job_chunks c SET attempt = c.attempt + 1, queued_at = now(), available_at = NULL,
+    task_id = 'chunk-' || c.id || '.' || c.attempt + 1,
+    priority = CASE WHEN j.reprioritized_at IS NULL THEN c.priority ELSE j.priority END
+FROM crawl_jobs j
+WHERE c.id = ANY(CAST(:ids AS int[])) AND j.id = c.job_id AND c.status = 'pending' AND c.queued_at IS NULL
+RETURNING c.id, c.job_id, c.attempt, c.priority
 """)
 DISPATCHED = text("""
 UPDATE crawl_jobs j SET dispatched_at = now()

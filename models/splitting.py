@@ -78,7 +78,7 @@ UPDATE crawl_jobs SET source_step = source_step + 1, source_cursor = CAST(:curso
     total_chunks = total_chunks + :chunks
 WHERE id = :job_id AND source_step = :step AND status IN ('pending', 'running') AND cancelled_at IS NULL
     AND :candidates <= max_images - source_position + failed_images
-RETURNING id
+RETURNING priority
 """)
 """A retry may have taken candidates back since ``wanted`` was read: fewer are wanted then."""
 
@@ -101,9 +101,10 @@ def advance_source(
         "candidates": sum(len(chunk.candidates) for chunk in chunks),
         "chunks": len(chunks),
     }
-    if session.execute(ADVANCE, parameters).first() is None:
+    priority = session.execute(ADVANCE, parameters).scalar_one_or_none()
+    if priority is None:
         return False
-    insert_chunks(session, job.id, job.priority, chunks)
+    insert_chunks(session, job.id, priority, chunks)
     return True
 
 

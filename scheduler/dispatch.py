@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from models.credits import Hold, hold, spendable
 from models.job_lifecycle import block_job
 from models.jobs import BlockedReason
+from models.prioritizing import bring_chunks_along
 from models.queueing import (
     ClaimedChunk,
     Message,
@@ -35,6 +36,12 @@ def dispatch(leader: Leader) -> list[Message]:
         chunks = claim_chunks(session, min(room, BATCH))
         mark_dispatched(session, [chunk.job_id for chunk in chunks])
         return queue_chunks(session, [chunk.id for chunk in chunks if place_hold(session, chunk)])
+
+
+def bring_along(leader: Leader) -> bool:
+    """Give a batch of chunks the priority that their job was given; whether there were any."""
+    with leader.transaction() as session:
+        return bring_chunks_along(session) > 0
 
 
 def place_hold(session: Session, chunk: ClaimedChunk) -> bool:

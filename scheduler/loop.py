@@ -14,7 +14,7 @@ from models.job_lifecycle import close_job, folder_of, refresh_task_ids, unblock
 from models.settings import Settings
 from scheduler.averages import Averager
 from scheduler.broker import Broker
-from scheduler.dispatch import dispatch
+from scheduler.dispatch import bring_along, dispatch
 from scheduler.leader import Leader, leadership
 from scheduler.refills import Refiller
 from scheduler.rescue import drain_job, find_lost_messages, find_stopped, rescue_expired
@@ -122,14 +122,15 @@ def lead(leader: Leader, broker: Broker, stop: threading.Event, payments: Paymen
 
 
 def work(stages: Stages, broker: Broker, splitter: Splitter) -> bool:
-    """One round: split, dispatch, end sources, drain, close. Whether there was something to do."""
+    """One round: split, prioritize, dispatch, end sources, drain, close. Whether there was something to do."""
     leader = stages.leader
     split = stages.run("split", splitter.split, otherwise=False)
+    brought = stages.run("bring_along", partial(bring_along, leader), otherwise=False)
     sent = stages.run("dispatch", partial(dispatch_chunks, leader, broker), 0)
     stages.run("end_sources", splitter.end_sources, None)
     drain_stopped(stages)
     closed = stages.run("close", partial(close_jobs, leader), 0)
-    return bool(split or sent or closed)
+    return bool(split or brought or sent or closed)
 
 
 def dispatch_chunks(leader: Leader, broker: Broker) -> int:

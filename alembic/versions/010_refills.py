@@ -5,7 +5,7 @@ import sqlalchemy as sa
 from models import ddl
 
 revision = "010"
-down_revision = "008"
+down_revision = "009"
 branch_labels = None
 depends_on = None
 

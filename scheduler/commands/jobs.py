@@ -1,6 +1,7 @@
-"""``pixtrawl jobs``, ``show``, ``watch``, ``cancel``, ``pause`` and ``resume``: jobs that exist already."""
+"""``pixtrawl jobs``, ``show``, ``watch``, ``cancel``, ``pause``, ``resume``, ``priority``: jobs that exist."""
 
 from collections.abc import Callable
+from functools import partial
 
 import click
 from sqlalchemy.orm import Session
@@ -8,6 +9,7 @@ from sqlalchemy.orm import Session
 from models.database import transaction
 from models.job_lifecycle import cancel_job, pause_job, resume_job
 from models.jobs import JobStatus
+from models.prioritizing import change_priority
 from models.reports import job_reports
 from scheduler.commands.options import json_option, limit_option, user_option
 from scheduler.connect import open_database
@@ -118,6 +120,20 @@ def pause(job: int, as_json: bool) -> None:
 def resume(job: int, as_json: bool) -> None:
     """Go on with a paused job."""
     _move(job, resume_job, "goes on", as_json)
+
+
+@click.command()
+@job_argument
+@click.argument("number", metavar="N", type=click.IntRange(0, 10))
+@json_option
+def priority(job: int, number: int, as_json: bool) -> None:
+    """Let a job that has not ended be as urgent as N says, from 0 to 10: 10 is most urgent."""
+    _move(
+        job,
+        partial(change_priority, priority=number),
+        f"has priority {number} from its next chunk on",
+        as_json,
+    )
 
 
 def _move(job_id: int, arrow: Callable[[Session, int], bool], sentence: str, as_json: bool) -> None:

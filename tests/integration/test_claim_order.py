@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 
 from models.database import transaction
+from models.jobs import SourceState
+from models.prioritizing import bring_chunks_along, change_priority
 from models.queueing import claim_chunks, mark_dispatched, queue_chunks
 from models.readiness import lower_ready_priorities
-from tests.support.crawling import change, new_job, query, read_job
+from models.splitting import NewChunk, advance_source, splittable_jobs
+from tests.support.crawling import candidates, change, new_job, query, read_job
 
 AGEING_SECONDS = 600
 AGEING = datetime.timedelta(seconds=AGEING_SECONDS)
@@ -25,7 +28,8 @@ JOBS = """
 SELECT j.id, p.user_id, j.created_at,
     floor(date_part('epoch', now() - coalesce(j.dispatched_at, j.created_at)) / :s) AS age,
     j.status IN ('pending', 'running') AND j.source_kind IS NOT NULL AND j.blocked_reason IS NULL
-        AND j.paused_at IS NULL AND j.cancelled_at IS NULL AS runnable
+        AND j.paused_at IS NULL AND j.cancelled_at IS NULL AS runnable,
+    j.reprioritized_at IS NOT NULL AS reprioritized, j.priority
 FROM crawl_jobs j JOIN projects p ON p.id = j.project_id
 """
 CHUNKS = """
@@ -43,7 +47,10 @@ def rows(engine: Engine, statement: str, **values: Any) -> Sequence[Any]:
 
 
 def expected_claim(engine: Engine, limit: int) -> list[int]:
-    """The order by definition: urgency, then the user's turn, then age; every row is looked at."""
+    """The order by definition: urgency, then the user's turn, then age; every row is looked at.
+
+    A chunk has its job's priority while that is newer.
+    """
     jobs = {job.id: job for job in rows(engine, JOBS, s=AGEING_SECONDS)}
     ready, in_flight = defaultdict(list), Counter[Any]()
     for chunk in rows(engine, CHUNKS):
@@ -62,8 +69,13 @@ def expected_claim(engine: Engine, limit: int) -> list[int]:
         key = {item: (-urgency[item], turn[item], item[0].created_at, item[2]) for item in items}
         return sorted(items, key=key.__getitem__)[:limit]
 
-    first = in_order([(jobs[job_id], chunks[0].priority, job_id) for job_id, chunks in ready.items()])
-    chunks = [(job, chunk.priority, chunk.id) for job, _, _ in first for chunk in ready[job.id][:limit]]
+    def priority(job: Any, chunk: Any) -> int:
+        return int(job.priority if job.reprioritized else chunk.priority)
+
+    first = in_order(
+        [(jobs[job_id], priority(jobs[job_id], chunks[0]), job_id) for job_id, chunks in ready.items()]
+    )
+    chunks = [(job, priority(job, chunk), chunk.id) for job, _, _ in first for chunk in ready[job.id][:limit]]
     return [chunk_id for _, _, chunk_id in in_order(chunks)]
 
 
@@ -102,6 +114,8 @@ STEPS = st.lists(
         st.tuples(st.just("job"), st.integers(0, 99), st.sampled_from(["running"] * 2 + list(JOB_STATES))),
         st.tuples(st.just("wait"), st.integers(0, 99), st.integers(0, 12)),
         st.tuples(st.just("delete"), st.integers(0, 99)),
+        st.tuples(st.just("reprioritize"), st.integers(0, 99), st.integers(0, 10)),
+        st.tuples(st.just("bring along"), st.integers(1, 4)),
     ),
     min_size=4,
     max_size=12,
@@ -174,6 +188,12 @@ class Queue:
         elif kind == "job":
             columns = set_columns(JOB_STATES[rest[0]], JOB_CLEARED)
             change(self.engine, f"UPDATE crawl_jobs SET {columns} WHERE id = :id", id=job_id)
+        elif kind == "reprioritize":
+            with transaction(self.engine) as session:
+                change_priority(session, job_id, rest[0])
+        elif kind == "bring along":
+            with transaction(self.engine) as session:
+                bring_chunks_along(session, number)
         elif kind == "wait":
             change(
                 self.engine,
@@ -230,11 +250,101 @@ def test_the_claim_is_in_the_order_of_its_definition(engine):
     @given(owners=OWNERS, steps=STEPS)
     def follow(owners: list[list[list[tuple[int, str]]]], steps: list[tuple[Any, ...]]) -> None:
         queue = Queue(engine, projects, owners)
-        for step in [*steps, ("claim", 3), ("claim", 16)]:
+        for step in [*steps, ("claim", 3), ("claim", 16), ("bring along", 99), ("claim", 16)]:
             queue.take(step)
             queue.check()
 
     follow()
+
+
+def test_a_new_priority_counts_at_once_and_reaches_every_chunk(engine):
+    """Ready, parked, queued and processing chunks get it in batches; ended ones keep theirs."""
+    states = ["ready", "ready", "parked", "queued", "processing", "ended"]
+    job, other = new_job(engine, [1] * 6, priority=8), new_job(engine, [1], priority=5)
+    for chunk_id, state in zip(job.chunk_ids, states, strict=True):
+        change(engine, UPDATE_CHUNK[state], id=chunk_id)
+    with transaction(engine) as session:
+        assert change_priority(session, job.id, 2)
+    assert claimed(engine, 1) == other.chunk_ids
+    for priority, batches in ((2, [2, 2, 1, 0]), (9, [2, 2, 1, 0])):
+        with transaction(engine) as session:
+            change_priority(session, job.id, priority)
+        assert [brought_along(engine, 2) for _ in range(4)] == batches
+        row = read_job(engine, job.id)
+        assert (row["priority"], row["reprioritized_at"]) == (priority, None)
+        priorities = query(
+            engine, "SELECT priority FROM job_chunks WHERE job_id = :id ORDER BY id", id=job.id
+        )
+        assert priorities == [(priority,)] * 5 + [(8,)]
+    assert claimed(engine, 1) == job.chunk_ids[:1]
+    assert query(engine, "SELECT id FROM job_chunks WHERE queued_at IS NOT NULL") == [(job.chunk_ids[3],)]
+
+
+def claimed(engine: Engine, limit: int) -> list[int]:
+    """The chunks that would be next."""
+    with transaction(engine) as session:
+        return [chunk.id for chunk in claim_chunks(session, limit)]
+
+
+def brought_along(engine: Engine, limit: int) -> int:
+    """Commit a batch; how many chunks."""
+    with transaction(engine) as session:
+        return bring_chunks_along(session, limit)
+
+
+def test_a_message_is_as_urgent_as_its_job(engine):
+    """A chunk that is dispatched before it was brought along goes out with the job's priority, and keeps it."""
+    job = new_job(engine, [1, 1], priority=3)
+    with transaction(engine) as session:
+        change_priority(session, job.id, 9)
+        [message] = queue_chunks(session, [chunk.id for chunk in claim_chunks(session, 1)])
+    assert message.priority == 9
+    assert query(engine, "SELECT priority FROM job_chunks ORDER BY id") == [(9,), (3,)]
+
+
+def test_a_chunk_that_is_locked_is_brought_along_later(engine):
+    """Nobody waits for it, and its job is not done with before."""
+    job = new_job(engine, [1, 1], priority=3)
+    with transaction(engine) as session:
+        change_priority(session, job.id, 9)
+    with transaction(engine) as other:
+        other.execute(text("SELECT FROM job_chunks WHERE id = :id FOR UPDATE"), {"id": job.chunk_ids[0]})
+        assert [brought_along(engine, 5), brought_along(engine, 5)] == [1, 0]
+        assert read_job(engine, job.id)["reprioritized_at"] is not None
+    assert [brought_along(engine, 5), brought_along(engine, 5)] == [1, 0]
+    assert read_job(engine, job.id)["reprioritized_at"] is None
+
+
+def test_a_change_in_the_middle_of_a_batch_is_not_forgotten(engine):
+    """Who is about to say that all chunks have their job's priority finds that it is another one by now."""
+    job = new_job(engine, [1], priority=3)
+    looks: list[str] = []
+
+    def change_meanwhile(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.lstrip().startswith("UPDATE crawl_jobs SET reprioritized_at = NULL"):
+            looks.append(statement)
+            if len(looks) > 1:
+                return
+            with transaction(engine) as user:
+                assert change_priority(user, job.id, 7)
+
+    with transaction(engine) as session:
+        change_priority(session, job.id, 1)  # Raising locks the job: nothing comes between.
+    event.listen(engine, "before_cursor_execute", change_meanwhile)
+    assert [brought_along(engine, 5) for _ in range(3)] == [1, 1, 0]
+    assert query(engine, "SELECT priority FROM job_chunks") == [(7,)]
+
+
+def test_what_is_split_after_a_change_has_the_new_priority(engine):
+    """Whatever the splitter read before."""
+    job = new_job(engine, [], priority=3, source_state="splitting", max_images=9)
+    with transaction(engine) as session:
+        [wanting] = splittable_jobs(session)
+    with transaction(engine) as session:
+        change_priority(session, job.id, 9)
+    with transaction(engine) as session:
+        assert advance_source(session, wanting, {}, SourceState.OPEN, [NewChunk(0, 0, candidates(0, 5))])
+    assert query(engine, "SELECT priority FROM job_chunks") == [(9,)]
 
 
 def test_what_a_job_has_ready_is_lowered_when_it_was_dispatched(engine):

@@ -9,7 +9,7 @@ import time
 
 import click
 import pytest
-from sqlalchemy import text
+from sqlalchemy import func, text
 
 from models import Failure
 from models.database import transaction
@@ -176,6 +176,20 @@ END = text(
     "UPDATE crawl_jobs SET status = :status, completed_at = now(), "
     "cancelled_at = CASE WHEN :status = 'cancelled' THEN now() END"
 )
+
+
+def test_priority(environment, session, job, capsys):
+    """It changes while the job runs, and no more once it has ended."""
+    assert main(["priority", str(job.id), "9"]) == 0
+    assert capsys.readouterr().out == f"Job {job.id} has priority 9 from its next chunk on.\n"
+    assert printed_json(capsys, "priority", str(job.id), "1")["priority"] == 1
+    assert main(["priority", str(job.id), "11"]) == 2
+    assert main(["priority", "999", "1"]) == 2
+    job.status, job.completed_at = JobStatus.COMPLETED, func.now()
+    session.commit()
+    capsys.readouterr()
+    assert main(["priority", str(job.id), "5"]) == 2
+    assert capsys.readouterr().err == f"pixtrawl: Job {job.id} has ended: it is completed.\n"
 
 
 def test_retry(environment, session, job, capsys):

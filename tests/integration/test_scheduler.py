@@ -29,11 +29,12 @@ from models.job_lifecycle import (
 from models.jobs import SourceKind, SourceState
 from models.lifecycle import checkpoint_chunk, hand_back_chunk, settle_chunk
 from models.outcomes import Outcome
+from models.prioritizing import change_priority
 from models.queueing import Message
 from models.settings import Settings, read_settings
 from models.splitting import advance_source, splittable_jobs
 from scheduler import dispatch as dispatching
-from scheduler.dispatch import dispatch
+from scheduler.dispatch import bring_along, dispatch
 from scheduler.leader import IDLE_SECONDS_MAX, Leader, leadership
 from scheduler.loop import GAP_SECONDS_MAX, RENEWAL_SECONDS, Patience, Stages, close_jobs, drain_stopped
 from scheduler.rescue import find_lost_messages, find_stopped, rescue_expired
@@ -280,6 +281,16 @@ def test_the_monthly_limit_blocks_with_its_own_reason(engine, leader):
     with leader.transaction() as session:
         assert unblock_jobs(session) == [job.id]
     assert len(dispatch(leader)) == 1
+
+
+def test_a_round_brings_chunks_along_to_their_jobs_priority(engine, leader):
+    """Batch by batch, until nothing differs; then it costs one look."""
+    job = new_job(engine, [1] * 3, priority=2)
+    with transaction(engine) as session:
+        change_priority(session, job.id, 9)
+    assert [bring_along(leader), bring_along(leader)] == [True, False]
+    assert query(engine, "SELECT DISTINCT priority FROM job_chunks") == [(9,)]
+    assert read_job(engine, job.id)["reprioritized_at"] is None
 
 
 def test_credits_that_come_back_between_two_looks_are_enough(engine, leader, monkeypatch):
