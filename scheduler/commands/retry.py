@@ -5,8 +5,10 @@ from collections.abc import Mapping
 
 import click
 
+from models.database import transaction
 from models.outcomes import FINAL, Reason
 from models.retrying import ALL_FAILURES, TRANSIENT_FAILURES, RetryError, Selection
+from models.workers import live_slots
 from scheduler.commands.jobs import job_argument
 from scheduler.commands.options import json_option
 from scheduler.connect import open_database
@@ -73,13 +75,14 @@ def retry(job: int, only: Selection | None, chunks: tuple[int, ...], all_failed:
             click.echo("Stopped half way: the same command goes on.", err=True)
             raise
         paused = find_job(engine, job)["paused"]
+        with transaction(engine) as session:
+            slots = live_slots(session)
     if as_json:
         print_json(done.report())
         return
     click.echo(sentence(done) if done.candidates else nothing(done))
     if done.candidates:
-        way = f"`pixtrawl resume {job}` lets it go on" if paused else f"`pixtrawl watch {job}` follows it"
-        click.echo(f"{way}.", err=True)
+        click.echo(way_on(job, paused=paused, slots=slots), err=True)
 
 
 def sentence(done: Retry) -> str:
@@ -107,6 +110,15 @@ def nothing(done: Retry) -> str:
         " (choose with --only, or take all with --all-failed)" if set(done.job.failures) - set(FINAL) else ""
     )
     return f"{said}{choice}."
+
+
+def way_on(job_id: int, *, paused: bool, slots: int) -> str:
+    """What to do next."""
+    if paused:
+        return f"It is paused: `pixtrawl resume {job_id}` lets it go on."
+    if not slots:
+        return "No worker lives: `pixtrawl up`, or the `pixtrawl run` that made the job, lets it go on."
+    return f"`pixtrawl watch {job_id}` follows it."
 
 
 def listed(reasons: Mapping[str, int]) -> str:

@@ -121,6 +121,27 @@ def test_run_ends_when_the_credits_do(site, home, tmp_path, services, database_u
     assert stored(tmp_path) == 3
 
 
+def test_what_failed_is_retried_and_the_same_run_ends_it(site, home, tmp_path, external, engine) -> None:
+    """A site was down for some pictures: once it is up, they are collected and paid for, and only they."""
+    lines = [f"{site.url}/free/{number}" for number in range(5)]
+    lines += [f"{site.url}/later/{number}" for number in range(10, 13)] + [f"{site.url}/missing/0"]
+    (tmp_path / "urls.txt").write_text("\n".join(lines))
+    arguments = ("run", "urls.txt", "--out", "pictures", "--json")
+    shell = external | {"PIXTRAWL_TRANSFER_ATTEMPTS": "1"}
+    job = json.loads(call(tmp_path, shell, *arguments).output)
+    assert (job["status"], job["valid_images"], job["failures"]) == ("completed", 5, {"http_status": 4})
+    site.release()
+    retried = call(tmp_path, shell, "retry", str(job["id"]))
+    assert "3 candidates in 1 chunk to try again (3 http_status), for 3 credits at most." in retried.output
+    assert "the `pixtrawl run` that made the job, lets it go on" in retried.errors
+    again = json.loads(call(tmp_path, shell, *arguments).output)
+    assert (again["id"], again["valid_images"], again["failures"]) == (job["id"], 8, {"http_status": 1})
+    assert again["credits"] == {"held": 0, "charged": 8}
+    assert stored(tmp_path) == 8
+    assert sum(path.startswith("/free/") for path in site.served) == 5
+    check_books(engine)
+
+
 def test_run_without_redis_says_so_and_submits_nothing(home, tmp_path, external, engine) -> None:
     """A Redis that cannot be reached is one sentence and exit code 3; there is no job."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
