@@ -29,6 +29,11 @@ class Refill:
     credits: int
 
 
+MAY_REFILL = """a.auto_refill_enabled AND a.closing_at IS NULL AND coalesce(a.refill_after <= now(), true)
+    AND :per_day_max > (SELECT count(*) FROM credit_transactions t
+        WHERE t.account_id = a.id AND t.refill AND t.status = 'completed'
+            AND t.created_at >= date_trunc('day', now() AT TIME ZONE 'utc') AT TIME ZONE 'utc')"""
+"""Whether an account ``a`` may buy at all now."""
 OPEN = text(f"""
 WITH stuck AS (
     SELECT p.user_id FROM crawl_jobs j JOIN projects p ON p.id = j.project_id
@@ -37,14 +42,11 @@ WITH stuck AS (
         AND j.paused_at IS NULL AND j.cancelled_at IS NULL AND a.current_balance < j.unit_price),
 low AS (
     SELECT a.id, a.user_id, a.refill_amount, a.current_balance FROM credit_accounts a
-    WHERE a.auto_refill_enabled AND a.closing_at IS NULL AND coalesce(a.refill_after <= now(), true)
+    WHERE {MAY_REFILL}
         AND (a.current_balance < a.refill_threshold OR a.user_id IN (SELECT user_id FROM stuck))
         AND a.current_balance + CAST(a.refill_amount AS bigint) + {COMING_BACK} <= {CREDITS_MAX}
         AND NOT EXISTS (SELECT FROM credit_transactions t
             WHERE t.account_id = a.id AND t.refill AND t.status = 'pending')
-        AND :per_day_max > (SELECT count(*) FROM credit_transactions t
-            WHERE t.account_id = a.id AND t.refill AND t.status = 'completed'
-                AND t.created_at >= date_trunc('day', now() AT TIME ZONE 'utc') AT TIME ZONE 'utc')
     LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED)
 INSERT INTO credit_transactions (account_id, user_id, type, description, amount, balance_after, status, refill)
 SELECT id, user_id, 'purchase', 'Auto-refill', refill_amount, current_balance, 'pending', true FROM low
@@ -149,6 +151,18 @@ def give_up_refill(session: Session, refill_id: uuid.UUID) -> bool:
     """pending → cancelled: an operator knows that it was never paid. False when it is not pending any more."""
     session.execute(LOCK_ACCOUNT, {"id": refill_id})
     return session.execute(GIVE_UP, {"id": refill_id}).first() is not None
+
+
+COMING = text(f"""
+SELECT EXISTS (SELECT FROM credit_accounts a JOIN profiles u ON u.id = a.user_id
+    WHERE u.email = :email AND (({MAY_REFILL}) OR EXISTS (
+        SELECT FROM credit_transactions t WHERE t.account_id = a.id AND t.refill AND t.status = 'pending')))
+""")
+
+
+def refill_coming(session: Session, email: str, per_day_max: int) -> bool:
+    """Whether waiting is worth while for somebody who is out of credits: a refill is pending, or will be."""
+    return bool(session.execute(COMING, {"email": email, "per_day_max": per_day_max}).scalar_one())
 
 
 CONFIGURE = text("""

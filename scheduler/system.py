@@ -10,7 +10,9 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from models.database import make_engine
+from models.database import make_engine, transaction
+from models.jobs import BlockedReason
+from models.refills import refill_coming
 from models.settings import Settings
 from scheduler.broker import ping_broker
 from scheduler.connect import connected
@@ -63,7 +65,9 @@ class System:
         a signal came first.
         """
         self.interrupts.gentle = True
-        job = follow(self.engine, job_id, stop=lambda job: self.interrupts.stop.is_set() or stuck(job))
+        job = follow(
+            self.engine, job_id, stop=lambda job: self.interrupts.stop.is_set() or self.hopeless(job)
+        )
         if job["status"] in ENDED:
             return job
         if not self.interrupts.stop.is_set():
@@ -72,6 +76,15 @@ class System:
         if not self.interrupts.interrupted and self.parts.failure is not None:
             raise PartError(self.parts.failure)
         raise InterruptedJobError(find_job(self.engine, job_id))
+
+    def hopeless(self, job: Mapping[str, Any]) -> bool:
+        """Whether a job is stuck, and no refill will pay for the rest."""
+        if not stuck(job) or job["blocked_reason"] != BlockedReason.OUT_OF_CREDITS:
+            return stuck(job)
+        if not (self.settings.payment_url or self.settings.payment_provider):
+            return True
+        with transaction(self.engine) as session:
+            return not refill_coming(session, job["user"], self.settings.refills_per_day_max)
 
 
 @contextmanager
