@@ -30,13 +30,14 @@ OF_ACCOUNTS = (
     FROM account a CROSS JOIN LATERAL (
         SELECT sum(t.amount) AS total FROM credit_transactions t
         WHERE t.account_id = a.id AND (t.status = 'completed' OR ({HELD}))) s""",
-    # The month's usage is what was charged or is held in its period.
+    # The month's usage is what was charged or is held in its period; before the first hold it is another service's.
     """
     SELECT 'usage of the month', a.user_id, NULL, NULL, coalesce(s.total, 0), a.monthly_usage
     FROM account a CROSS JOIN LATERAL (
         SELECT -sum(t.amount) AS total FROM credit_transactions t
         WHERE t.account_id = a.id AND t.type = 'usage' AND t.status IN ('completed', 'pending')
-            AND t.period = a.usage_period) s""",
+            AND t.period = a.usage_period) s
+    WHERE a.usage_period <> ''""",
     # A hold belongs to a chunk that has not ended; one of a deleted chunk would never come back.
     f"""
     SELECT 'hold without a live chunk', a.user_id, t.job_id, t.chunk_id, 0, -t.amount

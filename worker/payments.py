@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import httpx
 
 from models.settings import Settings, SettingsError
+from worker.address import parse_url
+from worker.errors import AddressError
 from worker.transport import GuardedTransport, make_client
 
 GROUP = "pixtrawl.payments"
@@ -93,7 +95,10 @@ class HTTPPayments:
     def __init__(self, settings: Settings) -> None:
         if settings.payment_url is None:
             raise SettingsError("PIXTRAWL_PAYMENT_URL is not set: payments over HTTP need it")
-        self.url = settings.payment_url
+        try:
+            self.url = parse_url(settings.payment_url).url
+        except AddressError as error:
+            raise SettingsError(f"PIXTRAWL_PAYMENT_URL: {error.detail}") from None
         self.secret = settings.payment_secret
         self.seconds_max = settings.payment_seconds_max
         limits = {"connect_seconds_max": self.seconds_max, "read_seconds_max": self.seconds_max}

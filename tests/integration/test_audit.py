@@ -172,6 +172,8 @@ def test_deleted_jobs_and_closing_accounts_are_no_difference(engine, job):
 def test_a_job_of_another_service_counts_as_it_likes(engine, job):
     """Jobs without a source are left alone."""
     bend(engine, "UPDATE crawl_jobs SET source_kind = NULL, total_chunks = 99")
+    new_job(engine)
+    bend(engine, "UPDATE credit_accounts SET monthly_usage = 7 WHERE usage_period = ''")
     assert audited(engine) == []
 
 

@@ -84,6 +84,13 @@ def test_nobody_listening_is_not_known():
         HTTPPayments(read_settings(payment_url=url)).charge(request())
 
 
+@pytest.mark.parametrize("url", ["https://me:pass@pay.example.org/", "https://", "ftp://pay.example.org"])
+def test_a_url_that_cannot_be_asked_is_a_wrong_setting(url):
+    """It is said when the scheduler starts, and not with each refill."""
+    with pytest.raises(SettingsError, match="PIXTRAWL_PAYMENT_URL"):
+        open_payments(read_settings(payment_url=url))
+
+
 def test_words_of_the_service_are_printable():
     """What people read has no control characters and no end."""
     answer = payments.read_answer(
