@@ -195,5 +195,5 @@ def check_books(engine: Engine) -> None:
     with transaction(engine) as session:
         found = list(audit.differences(session))
         broken = {rule: session.execute(text(query)).all() for rule, query in RULES.items()}
-    assert not found
+    assert not found, found
     assert not {rule: rows for rule, rows in broken.items() if rows}
