@@ -39,6 +39,7 @@ from models.lifecycle import (
 )
 from models.members import find_project, find_user
 from models.outcomes import Accepted, Candidate, ImageFormat, Outcome, Reason, Refused
+from models.prioritizing import bring_chunks_along, change_priority
 from models.queueing import (
     ClaimedChunk,
     Message,
@@ -135,6 +136,7 @@ class Paths:
         self.step("abandon_source, none", abandon_source)
         self.step("stopped_jobs", stopped_jobs)
         self.step("close_job, none", close_job)
+        self.step("new priorities, none", bring_chunks_along)
         self.step("live_slots", live_slots)
         self.step("chunks_in_flight", chunks_in_flight)
         self.step("rescue, none", partial(rescue_chunk, lost_leases_max=3))
@@ -212,6 +214,13 @@ class Paths:
         while self.step("drain_paused", partial(drain_paused, job_id=self.job_id)):
             pass
         self.step("resume", partial(resume_job, job_id=self.job_id))
+
+    def reprioritize(self) -> None:
+        """The large job gets another priority, and its waiting chunks follow; then the one that it had."""
+        for priority in (1, 10):
+            self.step("priority", partial(change_priority, job_id=self.job_id, priority=priority))
+            while self.step("bring along", bring_chunks_along):
+                pass
 
     def run_out(self) -> None:
         """The large account has credits for a part of a chunk, then for nothing, then for all again."""

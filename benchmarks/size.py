@@ -51,6 +51,8 @@ UNBOUNDED = (
     "settle with 500",
     "dispatch",
     "out of credits",
+    "bring along",
+    "retry",
     "`users list`",
     "`projects list`",
 )
@@ -172,6 +174,7 @@ def walk(engine: Engine, job_id: int, figures: Figures, rounds: int) -> None:
     for _ in range(3):
         paths.pause()
         flight = [message for _ in range(4) for message in paths.dispatch()]
+    paths.reprioritize()
     paths.run_out()
     for message in flight[:10]:
         paths.hand_back(message)

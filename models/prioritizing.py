@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from models.job_lifecycle import log_activity
 from models.readiness import READY
 
-CHUNKS_MAX = 1000
+CHUNKS_MAX = 500
 
 CHANGE = text("""
 UPDATE crawl_jobs SET priority = :priority,

@@ -34,6 +34,7 @@ INDEXES = {
     "ix_credit_transactions_top_up",
     "ix_credit_transactions_user_id_created_at",
     "ix_crawl_jobs_live",
+    "ix_crawl_jobs_reprioritized",
     "ix_job_chunks_job_id_status",
     "ix_job_chunks_live",
     "ix_job_chunks_parked",
@@ -57,6 +58,7 @@ PAGES_OF_MANY_ROWS = {
     # A row or two for each chunk that is queued.
     "drain_paused": 1_500,
     "publish_again": 1_500,
+    "bring along": 3_000,
 }
 
 
@@ -84,6 +86,7 @@ def walk(paths: Paths) -> None:
     paths.round()
     paths.look()
     paths.publish_again()
+    paths.reprioritize()
     paths.pause()
     for _ in range(2):
         paths.run_out()
