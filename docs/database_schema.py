@@ -22,10 +22,12 @@ DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
 PURPOSES = {
     "ix_activity_logs_resource_type_resource_id": "what was done to one thing",
     "ix_activity_logs_user_id_timestamp": "what one user did lately",
+    "ix_crawl_jobs_input": "the job that a copy of an input belongs to: which of them may be swept",
     "ix_crawl_jobs_live": "jobs that have not ended: what the scheduler looks at",
     "ix_crawl_jobs_project_id_status": "a project's jobs with one status",
     "ix_crawl_jobs_reprioritized": "jobs whose chunks are to get another priority",
     "ix_crawl_jobs_status": "jobs with one status",
+    "ix_crawl_jobs_unswept": "ended jobs whose folder has not been swept since",
     "ix_credit_accounts_auto_refill": "accounts with auto-refill: asked every other second whether they run low",
     "ix_credit_transactions_charged": "an account's charges by day: the nightly average",
     "ix_credit_transactions_chunk_id": "what a chunk was charged: read when it starts and when its hold is settled",
@@ -64,6 +66,9 @@ TRIGGERS = {
     "keep_ledger_whole": "the ledger is never truncated",
     "raise_ready_priority_inserted": "a new chunk that is ready raises its job's `ready_priority`",
     "raise_ready_priority_updated": "so does a chunk that becomes ready, or more urgent",
+    "reopen_job": "an ended job is not reopened while it is being deleted, nor while somebody sweeps its folder",
+    "settle_deleted_chunks": "what is held for deleted chunks is settled, whoever deletes them, or their job",
+    "settle_deleted_chunks_whole": "so it is when the table is truncated",
     "touch_updated_at": "`updated_at` moves with every UPDATE, whoever writes, and never back",
 }
 OPTIONS = {
@@ -71,7 +76,7 @@ OPTIONS = {
     "fillfactor": "room on each page for the next versions of its rows",
     "STORAGE EXTERNAL": "not compressed a second time, and beside the row when it is large",
 }
-CREATE_TRIGGER = re.compile(r"CREATE TRIGGER (\w+) (.+) ON (\w+) FOR EACH (\w+)\s")
+CREATE_TRIGGER = re.compile(r"CREATE TRIGGER (\w+) (.+) ON (\w+)(?: REFERENCING .+)? FOR EACH (\w+)\s")
 SET_STORAGE = re.compile(r"ALTER TABLE (\w+) ALTER COLUMN (\w+) SET STORAGE (\w+)")
 
 

@@ -143,6 +143,19 @@ class CrawlJob(Base):
             "reprioritized_at",
             postgresql_where=text("reprioritized_at IS NOT NULL"),
         ),
+        Index(
+            "ix_crawl_jobs_unswept",
+            "completed_at",
+            postgresql_where=text(
+                "completed_at IS NOT NULL AND source_kind IS NOT NULL "
+                "AND (swept_at IS NULL OR swept_at < completed_at)"
+            ),
+        ),
+        Index(
+            "ix_crawl_jobs_input",
+            text("(source ->> 'object')"),
+            postgresql_where=text("source_kind IS NOT NULL"),
+        ),
         {
             "postgresql_with": {"fillfactor": "70", "autovacuum_vacuum_scale_factor": "0.02"},
             "comment": "Requests for images. Each counter moves in the transaction of what it counts.",
@@ -256,6 +269,12 @@ class CrawlJob(Base):
     )
     cancelled_at: Mapped[datetime.datetime | None] = mapped_column(
         comment="When its end was asked for; it ends once its chunks have; NULL: never"
+    )
+    swept_at: Mapped[datetime.datetime | None] = mapped_column(
+        comment="When objects that no row of it names were last looked for after an end; NULL: not yet"
+    )
+    deleting_at: Mapped[datetime.datetime | None] = mapped_column(
+        comment="Since when it is being deleted in batches, for good; NULL: it is not"
     )
 
     project: Mapped[Project] = relationship(back_populates="crawl_jobs", lazy="selectin")

@@ -56,7 +56,8 @@ COLUMNS = {
         source_position int = 0 · source_state varchar(20) = 'splitting' ·
         failed_images int = 0 · failures jsonb = '{}' · stored_bytes bigint = 0 · wire_bytes bigint = 0 ·
         blocked_reason varchar(50)? · dispatched_at timestamptz? · paused_at timestamptz? ·
-        cancelled_at timestamptz? · ready_priority smallint? · reprioritized_at timestamptz?
+        cancelled_at timestamptz? · ready_priority smallint? · reprioritized_at timestamptz? ·
+        swept_at timestamptz? · deleting_at timestamptz?
     """,
     "job_chunks": """
         id serial · job_id int · chunk_index int · status varchar(20) = 'pending' · priority int = 5 ·
