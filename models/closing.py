@@ -87,8 +87,9 @@ SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan'
 """)
 
 
-def prepare_deletes(session: Session, user_id: uuid.UUID) -> None:
-    """For this transaction: the ledger lets a closing account's rows go, and plans are for tables that shrink.
+def prepare_deletes(session: Session, user_id: uuid.UUID | None) -> None:
+    """For this transaction: the ledger lets a closing account's rows go (that of ``user_id``, if any), and plans
+    are for tables that shrink.
 
     Statistics are stale by now, or there are none. Only an index scan marks the entries of deleted rows as
     dead as it passes, so that the next batch, and in the end the foreign key's own check, need not look again.

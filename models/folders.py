@@ -7,8 +7,22 @@ from dataclasses import dataclass
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-FOLDERS = text("""
-SELECT j.id, j.store_url, j.store_url <> CAST(:root AS text) || '/jobs/' || j.id AND p.user_id <> :user_id
+
+@dataclass(frozen=True, slots=True)
+class Going:
+    """The jobs that are being deleted: all of a user's, or one; none by default. All others stay."""
+
+    user_id: uuid.UUID | None = None
+    job_id: int | None = None
+
+    def parameters(self) -> dict[str, object]:
+        """As the statements here take it."""
+        return {"going_user": self.user_id, "going_job": self.job_id}
+
+
+STAYS = """p.user_id IS DISTINCT FROM CAST(:going_user AS uuid) AND j.id IS DISTINCT FROM CAST(:going_job AS int)"""
+FOLDERS = text(f"""
+SELECT j.id, j.store_url, j.store_url <> CAST(:root AS text) || '/jobs/' || j.id AND {STAYS}
 FROM crawl_jobs j JOIN projects p ON p.id = j.project_id WHERE j.id > :after ORDER BY j.id LIMIT :limit
 """)
 
@@ -22,36 +36,38 @@ class FolderJob:
 
 
 def folders_of_others(
-    session: Session, user_id: uuid.UUID, root: str, after: int, limit: int
+    session: Session, going: Going, root: str, after: int, limit: int
 ) -> tuple[list[FolderJob], int | None]:
-    """Jobs of other users that store outside their own prefix under ``root``, among the next ``limit`` jobs with
+    """Jobs that stay and store outside their own prefix under ``root``, among the next ``limit`` jobs with
     a larger id than ``after``; and the last id looked at, None when there were none.
     """
-    parameters = {"user_id": user_id, "root": root, "after": after, "limit": limit}
+    parameters = {**going.parameters(), "root": root, "after": after, "limit": limit}
     rows = session.execute(FOLDERS, parameters).all()
     return [FolderJob(row[0], row[1]) for row in rows if row[2]], rows[-1][0] if rows else None
 
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A job of somebody else in the same folder. While ``unended`` it may store anything there."""
+    """A job that stays, in the same folder. While ``unended`` it may store anything there."""
 
     id: int
     email: str
     unended: bool
 
 
-NEIGHBOURS = text("""
+NEIGHBOURS = text(f"""
 SELECT j.id, u.email, j.status IN ('pending', 'running')
 FROM crawl_jobs j JOIN projects p ON p.id = j.project_id JOIN profiles u ON u.id = p.user_id
     LEFT JOIN credit_accounts a ON a.user_id = u.id
-WHERE j.id = ANY(CAST(:ids AS int[])) AND p.user_id <> :user_id AND a.closing_at IS NULL ORDER BY j.id
+WHERE j.id = ANY(CAST(:ids AS int[])) AND {STAYS} AND a.closing_at IS NULL AND j.deleting_at IS NULL
+ORDER BY j.id
 """)
 
 
-def neighbours(session: Session, user_id: uuid.UUID, ids: Sequence[int]) -> list[Neighbour]:
-    """Those of the jobs that are another user's, who is not being deleted."""
-    return [Neighbour(*row) for row in session.execute(NEIGHBOURS, {"ids": list(ids), "user_id": user_id})]
+def neighbours(session: Session, going: Going, ids: Sequence[int]) -> list[Neighbour]:
+    """Those of the jobs that stay: that are not being deleted, here or elsewhere, alone or with their user."""
+    parameters = {**going.parameters(), "ids": list(ids)}
+    return [Neighbour(*row) for row in session.execute(NEIGHBOURS, parameters)]
 
 
 SAME_BYTES = text("""

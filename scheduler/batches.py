@@ -1,7 +1,6 @@
 """A long deletion as one short transaction after another, and the count of what they deleted. Decides nothing."""
 
 import threading
-import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -12,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from models import closing
 from models.database import connection_lost, transaction, transient
+from models.folders import Going
 from scheduler.discard import Discarded
 
 BATCH = 2000
@@ -54,7 +54,7 @@ class Deleted:
 
 
 class Batches:
-    """Transactions that delete ``size`` rows at most, for one user, until ``stop`` is set.
+    """Transactions that delete ``size`` rows at most of what is ``going``, until ``stop`` is set.
 
     ``show`` gets the figures after each.
     """
@@ -62,14 +62,14 @@ class Batches:
     def __init__(
         self,
         engine: Engine,
-        user_id: uuid.UUID,
+        going: Going,
         *,
         stop: threading.Event,
         show: Callable[[Deleted], None] = lambda _: None,
         size: int = BATCH,
     ) -> None:
         self.engine = engine
-        self.user_id = user_id
+        self.going = going
         self.stop = stop
         self.show = show
         self.size = size
@@ -86,7 +86,7 @@ class Batches:
         while not self.stop.is_set():
             try:
                 with transaction(self.engine) as session:
-                    closing.prepare_deletes(session, self.user_id)
+                    closing.prepare_deletes(session, self.going.user_id)
                     return step(session, *arguments, **named)
             except DBAPIError as error:
                 attempt += 1

@@ -32,6 +32,7 @@ COMMANDS = {
         "resume": "Go on with a paused job.",
         "priority": "Change how urgent a job is.",
         "retry": "Try candidates again that failed.",
+        "delete": "Delete a job with its images.",
         "notifications": "List what the system has told you.",
     },
     "Accounts": {

@@ -1,84 +1,55 @@
-"""Deleting a user with everything that hangs on it, batch after batch, while others work.
+"""Deleting a user with everything that hangs on it. Must never touch what is another user's."""
 
-Whatever dies between two batches, the same walk again finishes. Must never touch what is another user's.
-"""
-
-import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any
 
 from sqlalchemy import Engine
 
 from models import closing
+from models.closing import ClosingJob
+from models.folders import Going
 from models.job_lifecycle import cancel_job
 from models.refills import pending_refills
 from models.settings import Settings
-from scheduler.batches import BATCH, Batches, Deleted
-from scheduler.broker import ping_broker, withdraw_messages
 from scheduler.closing_jobs import JobCloser
-from worker.store import open_store
+from scheduler.deletion import Deletion, SharedFolderError, UnfinishedError
 
 UNENDED_PAGE = 100
+JOBS_PAGE = 100
 
 
-class SharedFolderError(Exception):
-    """A job was left: somebody else's job under way stores into its folder. The message is one sentence."""
+class PaymentPendingError(UnfinishedError):
+    """A refill may have been paid or not, and its row is all that tells."""
 
 
-class PaymentPendingError(Exception):
-    """A refill may have been paid or not, and its row is all that tells. The message is one sentence."""
+class Closing(Deletion):
+    """Deletes one user."""
 
-
-class Closing:
-    """One walk. ``say`` gets a sentence now and then, ``show`` the figures after each batch of ``batch`` rows at
-    most. ``begun`` tells whether anything may have changed, ``deleted`` what is gone.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        engine: Engine,
-        user_id: uuid.UUID,
-        *,
-        stop: threading.Event,
-        say: Callable[[str], None],
-        show: Callable[[Deleted], None] = lambda _: None,
-        batch: int = BATCH,
-    ) -> None:
-        self.settings = settings
-        self.say = say
-        self.batches = Batches(engine, user_id, stop=stop, show=show, size=batch)
+    def __init__(self, settings: Settings, engine: Engine, user_id: uuid.UUID, **options: Any) -> None:
+        super().__init__(settings, engine, Going(user_id=user_id), **options)
         self.user_id = user_id
-        self.begun = False
 
-    @property
-    def deleted(self) -> Deleted:
-        """What this walk has deleted so far."""
-        return self.batches.deleted
-
-    def run(self) -> None:
-        """Walk to the end.
-
-        Redis and the store are asked first: without them nothing begins. Then nothing new starts (jobs
-        cancelled, account closing); jobs; messages whose chunk has no row; projects, records, ledger; and in
-        one last transaction preferences, account and profile, unless something came meanwhile.
-
-        Raises StoppedError, SharedFolderError, PaymentPendingError, StoreError, kombu's OperationalError,
-        RedisError or DBAPIError.
+    def walk(self, jobs: JobCloser) -> None:
+        """Nothing new starts (jobs cancelled, account closing); jobs; messages whose chunk has no row; projects,
+        records, ledger; and in one last transaction preferences, account and profile, unless something came
+        meanwhile.
         """
-        ping_broker(self.settings)
-        store = open_store(self.settings.store)
-        jobs = JobCloser(self.batches, self.settings, store, self.say)
-        self.begun = True
-        while not self.deleted.complete:
-            self.close_account()
-            jobs.delete_all()
-            self.withdraw()
-            self.check_payments()
-            self.delete_records()
-            if jobs.shared is not None:
-                raise SharedFolderError(jobs.shared)
-            self.delete_profile()
+        self.close_account()
+        jobs.delete_all(self.jobs)
+        self.withdraw()
+        self.check_payments()
+        self.delete_records()
+        if jobs.shared is not None:
+            raise SharedFolderError(jobs.shared)
+        self.delete_profile()
+
+    def jobs(self) -> Iterator[ClosingJob]:
+        """The user's jobs in the order of their numbers, read page by page."""
+        after = 0
+        while page := self.batches.commit(closing.jobs_of, self.user_id, after, JOBS_PAGE):
+            yield from page
+            after = page[-1].id
 
     def close_account(self) -> None:
         """Cancel what goes on, then close the account; anew when something was submitted in between."""
@@ -88,12 +59,6 @@ class Closing:
                 for job_id in unended:
                     self.batches.commit(cancel_job, job_id)
             closed = self.batches.commit(closing.close_account, self.user_id)
-
-    def withdraw(self) -> None:
-        """Messages go when their chunks have: which those are needs no memory, and a row sends none any more."""
-        self.deleted.messages += withdraw_messages(
-            self.settings, lambda ids: self.batches.commit(closing.existing_chunks, ids)
-        )
 
     def check_payments(self) -> None:
         """Nothing opens a refill of a closing account any more; one that is open is the scheduler's to end.

@@ -1,13 +1,15 @@
-"""Deleting the jobs of a user that is being deleted: chunks, images, failures, objects, input, and then the row,
-by which a later walk finds whatever is left.
+"""Deleting jobs, one or all of a user's: chunks, images, failures, objects, input, and then the row, by which a
+later walk finds whatever is left.
 
 In a job's own prefix of the store rows go before objects: no row ever names a missing object. In a folder of
 the user's choice only the rows know which objects are theirs, so a batch of objects goes before its rows; what
-somebody else's row names stays. Must never delete an object that a job under way of another user may name.
+the row of a job that stays names is left. Must never delete an object that such a job under way may name.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+
+from sqlalchemy.orm import Session
 
 from models import closing, folders
 from models.closing import ClosingJob, NamedObject
@@ -20,7 +22,6 @@ from worker.store import Store
 CHUNK_BATCH = 500
 """A chunk carries its candidates: some 20 kB."""
 OBJECT_BATCH = 1000
-JOBS_PAGE = 100
 FOLDERS_PAGE = 5000
 LATE_JOBS = 1000
 """A job that got its number early may be committed late: so many are looked at again."""
@@ -30,36 +31,39 @@ LOOK_SECONDS = 0.2
 
 
 class JobCloser:
-    """Deletes jobs in ``batches``. ``say`` gets a sentence when something is waited for.
+    """Deletes jobs in ``batches``; each goes at last by ``finish``, after a call of ``before_last``. ``say`` gets
+    a sentence when something is waited for.
 
-    ``shared`` says which folder is stored into by another user's job under way: that job of ours stays.
+    ``shared`` says which folder a job under way that stays stores into, too: the job to be deleted is left then.
     """
 
     def __init__(
-        self, batches: Batches, settings: Settings, store: Store, say: Callable[[str], None]
+        self,
+        batches: Batches,
+        settings: Settings,
+        store: Store,
+        say: Callable[[str], None],
+        *,
+        finish: Callable[[Session, int], bool] = closing.delete_job,
+        before_last: Callable[[], None] = lambda: None,
     ) -> None:
         self.batches = batches
+        self.finish = finish
+        self.before_last = before_last
         self.root = settings.store
         self.store = store
         self.say = say
         self.neighbourhood = Neighbourhood(settings.store)
         self.shared: str | None = None
 
-    def delete_all(self) -> None:
-        """Every job that the user has now; all are cancelled."""
+    def delete_all(self, jobs: Callable[[], Iterable[ClosingJob]]) -> None:
+        """Every one of these jobs, which are asked for twice; all are cancelled."""
         self.shared = None
-        for job in self.jobs():
+        for job in jobs():
             self.neighbourhood.settle(job.id, job.store_url)
         self.neighbourhood.newest = 0
-        for job in self.jobs():
+        for job in jobs():
             self.delete(job)
-
-    def jobs(self) -> Iterator[ClosingJob]:
-        """The user's jobs in the order of their numbers, read page by page."""
-        after = 0
-        while page := self.batches.commit(closing.jobs_of, self.batches.user_id, after, JOBS_PAGE):
-            yield from page
-            after = page[-1].id
 
     def delete(self, job: ClosingJob) -> None:
         """One job with everything of it; a walk that follows finishes what came to it meanwhile."""
@@ -75,7 +79,8 @@ class JobCloser:
             for discarded in discard_prefix(self.store, prefix):
                 self.batches.count_objects(discarded)
         self.batches.count_objects(discard_input(self.store, job.input))
-        if self.batches.commit(closing.delete_job, job.id):
+        self.before_last()
+        if self.batches.commit(self.finish, job.id):
             self.batches.count("crawl_jobs", 1)
 
     def delete_chunks(self, job: ClosingJob) -> None:
@@ -106,7 +111,7 @@ class JobCloser:
         return True
 
     def discard(self, job: ClosingJob, store: Store, images: Sequence[NamedObject]) -> bool:
-        """The objects of these rows, unless somebody else's row names them. False: the folder is in use."""
+        """The objects of these rows, unless the row of a job that stays names them. False: the folder is in use."""
         near = self.neighbours(job)
         using = next((neighbour for neighbour in near if neighbour.unended), None)
         if using is not None:
@@ -130,15 +135,15 @@ class JobCloser:
             self.say(f"{place(job.store_url)} is not here: nothing in it is deleted.")
 
     def neighbours(self, job: ClosingJob) -> list[folders.Neighbour]:
-        """The jobs of others in the folder of a job, as of now."""
+        """The jobs that stay in the folder of a job, as of now."""
         last: int | None = max(0, self.neighbourhood.newest - LATE_JOBS)
         while last is not None:
             self.neighbourhood.newest = max(self.neighbourhood.newest, last)
             found, last = self.batches.commit(
-                folders.folders_of_others, self.batches.user_id, self.root, last, FOLDERS_PAGE
+                folders.folders_of_others, self.batches.going, self.root, last, FOLDERS_PAGE
             )
             self.neighbourhood.meet((other.id, other.store_url) for other in found)
         near = self.neighbourhood.of(job.store_url)
         if not near:
             return []
-        return self.batches.commit(folders.neighbours, self.batches.user_id, near)
+        return self.batches.commit(folders.neighbours, self.batches.going, near)

@@ -95,7 +95,9 @@ def place(url: str) -> str:
 
 
 def state(job: Mapping[str, Any]) -> str:
-    """A job's status as people see it: also paused, being cancelled, or blocked and by what."""
+    """A job's status as people see it: also being deleted or cancelled, paused, or blocked and by what."""
+    if job["deleting"]:
+        return "being deleted"
     if job["status"] not in {"pending", "running"}:
         return str(job["status"])
     if job["cancelled"]:

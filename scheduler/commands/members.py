@@ -10,7 +10,7 @@ from models.members import create_profile, create_project, find_user
 from models.reports import notification_reports, project_reports, user_reports
 from scheduler.commands.options import json_option, limit_option, user_option
 from scheduler.connect import open_database
-from scheduler.printing import count, moment, print_json, print_table
+from scheduler.printing import count, counted, moment, print_json, print_table, size
 
 FAILED = 1
 EMAIL_LENGTH_MAX = 255
@@ -77,8 +77,11 @@ def delete_user(email: str, yes: bool, as_json: bool) -> int:
 
     What was interrupted goes on when the command is run again; until then the account can start nothing.
     """
+    from functools import partial
+
     from models.closing import find_estate
-    from scheduler.commands.closing import close_user, confirmed, describe, say
+    from scheduler.closing import Closing
+    from scheduler.commands.closing import Progress, confirmed, describe, run_deletion, say
 
     with open_database() as (settings, engine):
         with transaction(engine) as session:
@@ -87,14 +90,22 @@ def delete_user(email: str, yes: bool, as_json: bool) -> int:
             raise click.ClickException(
                 f"There is no user {email}: `pixtrawl users list` shows those there are."
             )
-        if not yes and not confirmed(estate):
+        images = f"{counted(estate.images, 'image')} ({size(estate.bytes)})"
+        jobs = f"{counted(estate.jobs, 'job')} in {counted(estate.projects, 'project')}"
+        question = f"Delete {email} with {jobs}, {images}, account and ledger, for good?"
+        if not yes and not confirmed("the user", question):
             say("Nothing was deleted.")
             return FAILED
-        code, deleted = close_user(settings, engine, estate)
+        unfinished = (
+            f"{email} is deleted in part and can start nothing: `pixtrawl users delete {email}` completes it."
+        )
+        make = partial(Closing, settings, engine, estate.user_id)
+        code, deleted = run_deletion(make, Progress(email, estate.jobs), unfinished)
     if as_json:
         print_json({"user": email, "id": str(estate.user_id), **deleted.report()})
     else:
-        click.echo(describe(email, deleted))
+        tables = (("crawl_jobs", "job"), ("images", "image"), ("credit_transactions", "transaction"))
+        click.echo(describe(email, deleted, *tables))
     return code
 
 
