@@ -121,6 +121,12 @@ class Settings(BaseSettings):
         "ends as worker_lost.",
     )
 
+    input_days: float = Field(
+        30,
+        ge=0,
+        description="Days for which the copy of an input is kept after its job has ended, for a retry.",
+    )
+
     @field_validator("database_url")
     @classmethod
     def _database_url(cls, value: SecretStr | None) -> SecretStr | None:

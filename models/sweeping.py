@@ -70,12 +70,16 @@ def kept_ended(connection: Connection, job_id: int) -> Iterator[None]:
 
 
 ENDED = text("""
-SELECT FROM crawl_jobs WHERE id = :job_id AND completed_at IS NOT NULL AND deleting_at IS NULL
+SELECT FROM crawl_jobs j WHERE id = :job_id AND completed_at IS NOT NULL AND deleting_at IS NULL
+    AND NOT EXISTS (SELECT FROM job_chunks c WHERE c.job_id = j.id AND c.status = 'processing')
 """)
 
 
 def has_ended(session: Session, job_id: int) -> bool:
-    """Whether a job is there and has ended: then no worker's commit can name an object any more."""
+    """Whether a job is there and has ended: then no worker's commit can name an object any more.
+
+    Another service may end a job under its workers, who go on: chunks are looked at, too.
+    """
     return session.execute(ENDED, {"job_id": job_id}).first() is not None
 
 

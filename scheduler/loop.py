@@ -19,6 +19,7 @@ from scheduler.leader import Leader, leadership
 from scheduler.refills import Refiller
 from scheduler.rescue import drain_job, find_lost_messages, find_stopped, rescue_expired
 from scheduler.split import Splitter
+from scheduler.sweep import Sweeper
 from worker.payments import Payments, open_payments
 from worker.store import open_store, sweep_partial
 
@@ -109,16 +110,17 @@ def lead(leader: Leader, broker: Broker, stop: threading.Event, payments: Paymen
     patience = Patience(time.monotonic(), time.time())
     refiller, averager = Refiller(leader, payments), Averager(leader)
     next_upkeep = 0.0
-    while not stop.is_set():
-        patient = not patience.over(time.monotonic(), time.time())
-        if time.monotonic() >= next_upkeep:
-            upkeep(stages, broker, patient=patient)
-            # After blocked jobs were looked at: those that still are need what a refill brings.
-            stages.run("refill", refiller.refill, None)
-            stages.run("average", averager.average, None)
-            next_upkeep = time.monotonic() + UPKEEP_SECONDS
-        busy = work(stages, broker, splitter)
-        stop.wait(BUSY_SECONDS if busy else IDLE_SECONDS)
+    with Sweeper(leader.settings):
+        while not stop.is_set():
+            patient = not patience.over(time.monotonic(), time.time())
+            if time.monotonic() >= next_upkeep:
+                upkeep(stages, broker, patient=patient)
+                # After blocked jobs were looked at: those that still are need what a refill brings.
+                stages.run("refill", refiller.refill, None)
+                stages.run("average", averager.average, None)
+                next_upkeep = time.monotonic() + UPKEEP_SECONDS
+            busy = work(stages, broker, splitter)
+            stop.wait(BUSY_SECONDS if busy else IDLE_SECONDS)
 
 
 def work(stages: Stages, broker: Broker, splitter: Splitter) -> bool:

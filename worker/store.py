@@ -121,6 +121,12 @@ class Store:
         with self._errors("find", name):
             return int(obstore.head(self._driver, _checked(name))["size"])
 
+    def modified_at(self, name: str) -> datetime.datetime:
+        """When one object was last written, by the store's own clock; MissingObjectError if there is none."""
+        with self._errors("find", name):
+            modified: datetime.datetime = obstore.head(self._driver, _checked(name))["last_modified"]
+            return modified
+
     def exists(self, name: str) -> bool:
         """Whether there is an object of this name."""
         try:

@@ -28,6 +28,7 @@ FREE_BYTES_MIN = GIBIBYTE // 4
 FREE_BYTES_FEW = 5 * GIBIBYTE
 DESCRIPTORS_BESIDE_TRANSFERS = 256
 UNKNOWN_SECONDS_MAX = 3600
+OVERDUE_SECONDS = 86_400
 
 
 class State(StrEnum):
@@ -181,12 +182,14 @@ WHERE d.datname = current_database() AND l.locktype = 'advisory' AND l.granted A
 
 def check_company(engine: Engine) -> Iterator[Check]:
     """Whether a scheduler leads and workers are there: needed as soon as something is to be crawled."""
+    from models.sweeping import overdue_sweeps
     from models.workers import live_slots
     from scheduler.leader import LOCK
 
     with Session(engine) as session:
         leaders = session.execute(LEADER, {"key": LOCK}).scalar_one()
         slots = live_slots(session)
+        overdue = overdue_sweeps(session, OVERDUE_SECONDS)
     advice = "`pixtrawl run` brings its own; for `submit`, start `pixtrawl up` or `pixtrawl {}`."
     if leaders:
         yield Check("scheduler", State.OK, "one leads")
@@ -196,6 +199,13 @@ def check_company(engine: Engine) -> Iterator[Check]:
         yield Check("workers", State.OK, f"{slots} chunks at once")
     else:
         yield Check("workers", State.WARNING, "none runs", advice.format("worker"))
+    if overdue:
+        found = f"stray objects of {overdue} jobs that ended a day ago were not looked for"
+        yield Check(
+            "sweep", State.WARNING, found, "Keep a scheduler running; its log says `sweep_put_off`, and why."
+        )
+    else:
+        yield Check("sweep", State.OK, "nothing is overdue")
 
 
 def check_refills(engine: Engine, settings: Settings) -> Check:
