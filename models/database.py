@@ -103,6 +103,11 @@ def first_line(error: BaseException) -> str:
     return str(getattr(error, "orig", None) or error).strip().split("\n")[0]
 
 
+def deadlocked(error: BaseException) -> bool:
+    """Whether two transactions waited for each other, and this one was ended for the other to go on."""
+    return getattr(getattr(error, "orig", None), "pgcode", None) == "40P01"
+
+
 def transient(error: BaseException) -> bool:
     """Whether the same transaction may succeed when it is run again: lost connection, deadlock, lock timeout."""
     if connection_lost(error):

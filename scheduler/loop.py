@@ -9,7 +9,7 @@ from typing import TypeVar
 import structlog
 from sqlalchemy.exc import DBAPIError
 
-from models.database import first_line, transient
+from models.database import deadlocked, first_line, transient
 from models.job_lifecycle import close_job, folder_of, refresh_task_ids, unblock_jobs
 from models.settings import Settings
 from scheduler.averages import Averager
@@ -79,7 +79,11 @@ class Stages:
         except Exception as error:
             if self.leader.lost_by(error):
                 raise
-            log.exception("stage_failed", stage=stage, **({} if job is None else {"job": job}))
+            which = {"stage": stage} | ({} if job is None else {"job": job})
+            if deadlocked(error):  # With somebody who deletes a job, say: the next round tries again.
+                log.warning("stage_deadlocked", **which)
+                return otherwise
+            log.exception("stage_failed", **which)
             self.retry_at[stage, job] = time.monotonic() + RETRY_SECONDS
             return otherwise
 

@@ -10,11 +10,16 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
+from structlog.testing import capture_logs
 
 from models import CrawlJob, Profile, Project
 from models.credits import settle
 from models.database import make_engine, transaction, transient
 from models.lifecycle import StartedChunk, checkpoint_chunk, hand_back_chunk, settle_chunk
+from models.queueing import claim_chunks, mark_dispatched
+from models.settings import read_settings
+from scheduler.leader import Leader
+from scheduler.loop import Stages
 from tests.support.crawling import (
     LEASE_SECONDS,
     RULES,
@@ -237,6 +242,8 @@ def test_deleting_without_holds_probes_one_index(engine: Engine) -> None:
 # ------------------------------------------------------------------------------------------ while others work
 
 JOBS, CHUNKS, SIZE = 8, 6, 5
+WAITING = """SELECT count(*) FROM pg_stat_activity
+    WHERE wait_event_type = 'Lock' AND datname = current_database()"""
 
 
 def crawl(engine: Engine, chunks: list[StartedChunk], counts: list[str]) -> None:
@@ -302,6 +309,36 @@ def test_settles_and_deletes_at_once_lose_nothing(database_url: str, engine: Eng
     assert charged >= images == left * SIZE
 
 
+def test_a_stage_that_meets_a_deletion_is_run_again_at_once(database_url: str, engine: Engine) -> None:
+    """Dispatch locks a chunk and then its job, a deletion the other way round: the scheduler says so in one line,
+    and its next round works.
+    """
+    job = new_job(engine, [10], balance=100)
+    own = make_engine(database_url, deadlock_timeout="30s")
+    settings = read_settings(database_url=database_url, redis_url="redis://nowhere")
+    deleter = threading.Thread(target=delete_jobs, args=(own, [job], []))
+
+    def dispatch(leader: Leader) -> str:
+        with leader.transaction() as session:
+            [chunk] = claim_chunks(session, 1) or [None]
+            if chunk is None:
+                return "nothing to do"
+            deleter.start()
+            until(lambda: query(engine, WAITING) == [(1,)], "a deletion that waits for the chunk")
+            mark_dispatched(session, [chunk.job_id])
+            return "dispatched"
+
+    with engine.connect() as connection, capture_logs() as logs:
+        leader = Leader(connection, settings)
+        stages = Stages(leader)
+        assert stages.run("dispatch", partial(dispatch, leader), "failed") == "failed"
+        deleter.join(60)
+        assert stages.run("dispatch", partial(dispatch, leader), "failed") == "nothing to do"
+    own.dispose()
+    assert [(line["event"], line["log_level"]) for line in logs] == [("stage_deadlocked", "warning")]
+    assert query(engine, "SELECT count(*) FROM crawl_jobs") == [(0,)]
+
+
 def test_a_worker_that_meets_a_deletion_finds_its_chunk_gone(engine: Engine, database_url: str) -> None:
     """A job is deleted while a checkpoint stands between the chunk's lock and the job's: the server finds the
     deadlock, the worker's retry learns that the chunk is gone, and nothing is lost.
@@ -310,8 +347,6 @@ def test_a_worker_that_meets_a_deletion_finds_its_chunk_gone(engine: Engine, dat
     chunk = start_next(engine)
     own = make_engine(database_url, pool_size=4, deadlock_timeout="50ms")
     deleter = threading.Thread(target=delete_jobs, args=(own, [job], failures := []))
-    waiting = """SELECT count(*) FROM pg_stat_activity
-        WHERE wait_event_type = 'Lock' AND datname = current_database()"""
     attempts = 0
 
     def checkpoint(session: Session) -> Any:
@@ -322,7 +357,7 @@ def test_a_worker_that_meets_a_deletion_finds_its_chunk_gone(engine: Engine, dat
                 text("SELECT FROM job_chunks WHERE id = :id FOR NO KEY UPDATE"), {"id": chunk.fence.chunk_id}
             )
             deleter.start()
-            until(lambda: query(engine, waiting) == [(1,)], "a deletion that waits for the chunk")
+            until(lambda: query(engine, WAITING) == [(1,)], "a deletion that waits for the chunk")
         return checkpoint_chunk(session, chunk.fence, [accepted(0)], LEASE_SECONDS)
 
     lost = ""
