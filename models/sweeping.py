@@ -109,8 +109,10 @@ WITH old AS (
     SELECT id, source->>'object' AS name FROM crawl_jobs
     WHERE source_kind IS NOT NULL AND source->>'object' = ANY(CAST(:names AS text[]))
         AND completed_at < now() - make_interval(secs => :seconds)
-    ORDER BY id FOR NO KEY UPDATE SKIP LOCKED)
-UPDATE crawl_jobs j SET source = j.source - 'object' FROM old WHERE j.id = old.id RETURNING old.name
+    FOR NO KEY UPDATE SKIP LOCKED),
+forgotten AS (
+    UPDATE crawl_jobs SET source = source - 'object' WHERE id = ANY(ARRAY(SELECT id FROM old)))
+SELECT name FROM old
 """)
 INPUTS_IN_USE = text("""
 SELECT source->>'object' FROM crawl_jobs

@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import Engine, event
 from structlog.testing import capture_logs
 
+from models import sweeping
 from models.database import transaction
 from models.lifecycle import checkpoint_chunk, settle_chunk
 from models.settings import Settings, read_settings
@@ -31,6 +32,7 @@ from tests.support.crawling import (
     start_next,
 )
 from tests.support.processes import until
+from tests.support.statements import explain
 from worker.store import Store, open_store
 
 OLD = 3600 * 24 * 40
@@ -369,3 +371,36 @@ def test_a_store_that_fails_costs_its_job_time_only(engine, settings, job, path)
         ("sweep_put_off", "warning", job.id)
     ]
     assert read_job(engine, job.id)["swept_at"] is None
+
+
+def test_every_question_has_its_index(engine):
+    """However many jobs, images and inputs there are: none of the tables is read from end to end."""
+    job = new_job(engine, [1])
+    change(
+        engine,
+        """INSERT INTO crawl_jobs (project_id, name, status, completed_at, swept_at, source_kind, source)
+        SELECT project_id, 'old', 'completed', now() - interval '2 days', now() - interval '1 day', 'url_list',
+            jsonb_build_object('object', 'inputs/' || n) FROM crawl_jobs, generate_series(1, 20000) n""",
+    )
+    change(
+        engine,
+        """INSERT INTO images (crawl_job_id, original_url, filename, position, sha256)
+        SELECT :id + n % 3, 'u', 'f', n, sha256(CAST(CAST(n AS text) AS bytea)) FROM generate_series(1, 30000) n""",
+        id=job.id,
+    )
+    change(engine, "ANALYZE")
+    names = [f"inputs/{number}" for number in range(100)]
+    digests = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(1000)]
+    asked = {
+        sweeping.DUE: ({"seconds": 900, "skip": [1]}, "ix_crawl_jobs_unswept"),
+        sweeping.OVERDUE: ({"seconds": 900}, "ix_crawl_jobs_unswept"),
+        sweeping.NAMED: ({"job_id": job.id, "digests": digests}, "uq_images_crawl_job_id_sha256"),
+        sweeping.NAMED_BY_URL: ({"job_id": job.id, "urls": names}, "uq_images_crawl_job_id_sha256"),
+        sweeping.FORGET_INPUTS: ({"names": names, "seconds": 900}, "ix_crawl_jobs_input"),
+        sweeping.INPUTS_IN_USE: ({"names": names}, "ix_crawl_jobs_input"),
+    }
+    with engine.connect() as connection:
+        for statement, (parameters, index) in asked.items():
+            plan = explain(connection, statement.bindparams(**parameters))
+            assert index in plan.indexes, (str(statement), plan)
+            assert "Seq Scan" not in plan.nodes, (str(statement), plan)
