@@ -134,9 +134,9 @@ def work(stages: Stages, broker: Broker, splitter: Splitter) -> bool:
     brought = stages.run("bring_along", partial(bring_along, leader), otherwise=False)
     sent = stages.run("dispatch", partial(dispatch_chunks, leader, broker), 0)
     stages.run("end_sources", splitter.end_sources, None)
-    drain_stopped(stages)
+    drained = drain_stopped(stages)
     closed = stages.run("close", partial(close_jobs, leader), 0)
-    return bool(split or brought or sent or closed)
+    return bool(split or brought or sent or drained or closed)
 
 
 def dispatch_chunks(leader: Leader, broker: Broker) -> int:
@@ -146,12 +146,14 @@ def dispatch_chunks(leader: Leader, broker: Broker) -> int:
     return len(messages)
 
 
-def drain_stopped(stages: Stages) -> None:
-    """A batch of every job that was cancelled or paused."""
+def drain_stopped(stages: Stages) -> int:
+    """A batch of every job that was cancelled or paused; how many chunks."""
     leader = stages.leader
     nobody: list[tuple[int, bool]] = []
-    for job_id, cancelled in stages.run("find_stopped", partial(find_stopped, leader), nobody):
-        stages.run("drain", partial(drain_job, leader, job_id, cancelled=cancelled), None, job_id)
+    return sum(
+        stages.run("drain", partial(drain_job, leader, job_id, cancelled=cancelled), 0, job_id)
+        for job_id, cancelled in stages.run("find_stopped", partial(find_stopped, leader), nobody)
+    )
 
 
 def close_jobs(leader: Leader) -> int:

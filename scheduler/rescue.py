@@ -50,9 +50,12 @@ def find_stopped(leader: Leader) -> list[tuple[int, bool]]:
         return stopped_jobs(session)
 
 
-def drain_job(leader: Leader, job_id: int, *, cancelled: bool) -> None:
-    """Chunks of a cancelled job end, those of a paused job leave the queue and hold nothing; one batch."""
+def drain_job(leader: Leader, job_id: int, *, cancelled: bool) -> int:
+    """Chunks of a cancelled job end, those of a paused job leave the queue and hold nothing; how many, of one
+    batch.
+    """
     with leader.transaction() as session:
         drained = (drain_cancelled if cancelled else drain_paused)(session, job_id)
     if drained:
         log.info("job_drained", job=job_id, chunks=drained, cancelled=cancelled)
+    return drained
