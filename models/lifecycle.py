@@ -102,27 +102,41 @@ def start_chunk(
     return StartedChunk(fence, candidates[:covered], unpaid, row.store_url, row.retry_count)
 
 
+LOOK = text("""
+SELECT j.cancelled_at IS NOT NULL AS cancelled, c.lease_until NOT BETWEEN
+    now() + make_interval(secs => 0.9 * :lease_seconds) AND now() + make_interval(secs => :lease_seconds) AS due
+FROM job_chunks c JOIN crawl_jobs j ON j.id = c.job_id
+WHERE c.id = :chunk_id AND c.attempt = :attempt AND c.worker = :worker
+""")
 RENEW = text("""
 UPDATE job_chunks c SET lease_until = now() + make_interval(secs => :lease_seconds)
-FROM crawl_jobs j
-WHERE c.id = :chunk_id AND c.attempt = :attempt AND c.status = 'processing' AND c.worker = :worker
-    AND j.id = c.job_id
-RETURNING j.cancelled_at IS NOT NULL AS cancelled
+FROM (SELECT id FROM job_chunks WHERE id = :chunk_id AND attempt = :attempt AND worker = :worker
+    FOR NO KEY UPDATE SKIP LOCKED) mine
+WHERE c.id = mine.id
 """)
 
 
 @dataclass(frozen=True, slots=True)
 class Ownership:
-    """What a worker learns about its chunk when it renews the lease."""
+    """What a worker learns about its chunk when it looks after it."""
 
     owned: bool
     cancelled: bool = False
 
 
 def renew_lease(session: Session, fence: Fence, lease_seconds: float) -> Ownership:
-    """processing → processing: a later ``lease_until``; tells whether the job was cancelled."""
-    row = session.execute(RENEW, _guard(fence) | {"lease_seconds": lease_seconds}).one_or_none()
-    return Ownership(owned=False) if row is None else Ownership(owned=True, cancelled=row.cancelled)
+    """processing → processing: a later ``lease_until``, once a tenth of the lease is over (or the server's clock
+    was set back); tells whether the job was cancelled.
+
+    Waits for nobody: while a commit of this worker's own holds the row, that renews the lease.
+    """
+    parameters = _guard(fence) | {"lease_seconds": lease_seconds}
+    row = session.execute(LOOK, parameters).one_or_none()
+    if row is None:
+        return Ownership(owned=False)
+    if row.due:
+        session.execute(RENEW, parameters)
+    return Ownership(owned=True, cancelled=row.cancelled)
 
 
 def checkpoint_chunk(

@@ -120,6 +120,11 @@ class Settings(BaseSettings):
         description="Longest decoding of one image. Past it the chunk starts again carefully, and there the image "
         "ends as worker_lost.",
     )
+    store_seconds_max: float = Field(
+        120,
+        gt=0,
+        description="Longest write of one image, or sync of the store. Past it the chunk waits for another worker.",
+    )
 
     input_days: float = Field(
         30,

@@ -26,9 +26,25 @@ BYTES_PER_PIXEL = 16
 OWN_BYTES = 512 * 1024 * 1024
 """Address space of the interpreter and its libraries."""
 START_SECONDS_MAX = 60
+BURY_SECONDS_MAX = 10
 READY: dict[str, Any] = {}
 
 _LENGTH = struct.Struct("!I")
+
+
+class PlainDecoder:
+    """No helper: pictures are decoded in this process, which ends when a decoder hangs."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.seconds_max = settings.decode_seconds_max
+
+    def inspect(self, body: bytes) -> Picture:
+        """Inspect ``body``. Raises PictureError."""
+        return inspect(body, self.settings)
+
+    def close(self) -> None:
+        """Nothing to end."""
 
 
 class CarefulDecoder:
@@ -39,6 +55,8 @@ class CarefulDecoder:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        # The helper's own end comes first: to be started, to get a body, to answer.
+        self.seconds_max = START_SECONDS_MAX + 2 * settings.decode_seconds_max + BURY_SECONDS_MAX
         self._helper: subprocess.Popen[bytes] | None = None
         self._connection: socket.socket | None = None
 

@@ -8,14 +8,18 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from models.database import make_engine
 from models.settings import Settings
-from worker.picture import Picture
+from worker.presence import leaving
 from worker.store import Store, open_store
 from worker.transport import GuardedTransport
+from worker.watchdog import Watchdog, Work
+
+REST_SECONDS = 0.05
 
 Result = TypeVar("Result")
 
@@ -24,7 +28,8 @@ class Child:
     """One process that crawls one chunk at a time, with hundreds of transfers at once.
 
     The database has one thread and one connection; pictures are decoded and stored in a second thread; a
-    third is for what may take long.
+    third is for what may take long, and a fourth looks after the lease, whatever the others wait for. The
+    watchdog knows what a thread may hang in.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -34,10 +39,11 @@ class Child:
         self.engine = make_engine(settings.sqlalchemy_url, application_name="pixtrawl worker")
         self.loop = asyncio.new_event_loop()
         self.stores: dict[str, Store] = {}
-        self.decoding_since: float | None = None
+        self.watchdog = Watchdog()
         self._decoder = ThreadPoolExecutor(1, thread_name_prefix="decoder")
         self._database = ThreadPoolExecutor(1, thread_name_prefix="database")
         self._aside = ThreadPoolExecutor(1, thread_name_prefix="aside")
+        self._beside = ThreadPoolExecutor(1, thread_name_prefix="lease")
         leave_with_parent()
 
     @cached_property
@@ -50,8 +56,13 @@ class Child:
         if url not in self.stores:
             if len(self.stores) > 100:
                 self.stores.clear()
-            self.stores[url] = open_store(url)
+            with self.storing():
+                self.stores[url] = open_store(url)
         return self.stores[url]
+
+    def storing(self) -> AbstractContextManager[None]:
+        """Around a call of a store, which may hang."""
+        return self.watchdog.timing(Work.STORE, self.settings.store_seconds_max)
 
     def run(self, crawl: Coroutine[Any, Any, None]) -> None:
         """Run one chunk to its end on this child's loop."""
@@ -75,37 +86,38 @@ class Child:
                 raise
             return await waiting
 
-    def decode(self, inspector: Callable[[bytes], Picture], body: bytes) -> Picture:
-        """Call ``inspector`` in the decoder thread, seen by ``decoder_stuck``."""
-        self.decoding_since = time.monotonic()
-        try:
-            return inspector(body)
-        finally:
-            self.decoding_since = None
-
-    def decoder_stuck(self) -> bool:
-        """Whether one picture has been decoded for longer than ``decode_seconds_max``."""
-        since = self.decoding_since
-        return since is not None and time.monotonic() - since > self.settings.decode_seconds_max
-
     async def aside(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Call ``function`` in a thread of its own kind: neither the database nor a decoder waits for it."""
         return await self.loop.run_in_executor(self._aside, function, *arguments)
 
+    async def beside(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Call ``function`` in the thread that looks after the lease: it waits for no other call."""
+        return await self.loop.run_in_executor(self._beside, function, *arguments)
+
+    async def rest(self) -> None:
+        """Wait until no thread is occupied by what nobody wants any more, so that the next chunk begins with all of
+        them; when one hangs, end this process.
+        """
+        while self.watchdog.running() and not leaving():
+            if self.watchdog.overdue():
+                leave_at_once()
+            await asyncio.sleep(REST_SECONDS)
+
     def close(self) -> None:
-        """Close everything. The child ends afterwards."""
+        """Close everything. The child ends afterwards, at once if a thread is still occupied."""
         if "transport" in self.__dict__:
             self.loop.run_until_complete(self.transport.aclose())
-        self._decoder.shutdown()
-        self._database.shutdown()
-        self._aside.shutdown()
+        if self.watchdog.running():
+            leave_at_once(0)
+        for thread in (self._decoder, self._database, self._aside, self._beside):
+            thread.shutdown()
         self.engine.dispose()
         self.loop.close()
 
 
-def leave_at_once() -> None:
+def leave_at_once(code: int = 1) -> NoReturn:
     """End this process though a thread of it hangs: its pool makes another child."""
-    os._exit(1)
+    os._exit(code)
 
 
 def leave_with_parent() -> None:

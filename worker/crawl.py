@@ -5,7 +5,6 @@ No transaction is open while anything is transferred; objects are stored before 
 
 import asyncio
 import contextlib
-import datetime
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -25,35 +24,37 @@ from models.lifecycle import (
     settle_chunk,
     settle_short_chunk,
 )
-from models.outcomes import Accepted, Candidate, Outcome, Reason, Refused
+from models.outcomes import Candidate, Outcome, Reason, Refused
 from models.recording import Tally
-from worker.careful import CarefulDecoder
+from models.settings import Settings
+from worker.candidate import crawl_candidate
+from worker.careful import CarefulDecoder, PlainDecoder
 from worker.child import Child, leave_at_once
-from worker.errors import CandidateError, PictureError
-from worker.fetch import Fetched, fetch
-from worker.picture import Picture, inspect
+from worker.fetch import RETRY_AFTER_SECONDS_MAX
 from worker.presence import leaving
 from worker.store import Store, StoreError
 from worker.transfers import Transfers
+from worker.watchdog import Work
 from worker.writing import LostChunkError, commit, lost, persist, start
 
-LOOK_SECONDS = 1.0
-"""How often a worker renews its lease and looks whether its job was cancelled."""
+LOOK_SECONDS = 0.5
+"""How often a worker looks after its lease, and whether its job was cancelled."""
 TICK_SECONDS = 0.2
-STOP_SECONDS_MAX = 1.0
-"""How long a chunk that is cancelled or handed back waits for the picture that is being decoded."""
+STOP_SECONDS_MAX = 0.5
+"""How long a chunk that is cancelled or handed back waits for the picture that is being decoded and stored."""
 CHECKPOINT_OUTCOMES = 500
 CAREFUL_OUTCOMES = 20
 STORE_AWAY_SECONDS = 15
+FAREWELL_SECONDS = 10.0
+"""How long a child that must end tries to commit what it has."""
 
 log = structlog.get_logger()
 
 
 async def crawl_chunk(child: Child, chunk_id: int, attempt: int) -> None:
     """Take the chunk if this attempt is still wanted, give every candidate one outcome, settle."""
-    settings = child.settings
     chunk = await child.in_database(
-        start, child.engine, chunk_id, attempt, child.name, settings.lease_seconds
+        start, child.engine, chunk_id, attempt, child.name, child.settings.lease_seconds
     )
     if chunk is None:
         log.info("chunk_not_wanted", chunk=chunk_id, attempt=attempt)
@@ -64,20 +65,38 @@ async def crawl_chunk(child: Child, chunk_id: int, attempt: int) -> None:
     except LostChunkError as error:
         say = log.info if error.deleted else log.warning
         say("chunk_lost", chunk=chunk_id, attempt=attempt, reason=str(error))
-    except StuckDecoderError:
-        log.error("decoder_stuck", chunk=chunk_id, attempt=attempt, seconds=settings.decode_seconds_max)  # noqa: TRY400 - a picture's fault
-        await run.leave(give_up_chunk)
+    except StuckError as error:
+        log.error("chunk_stuck", chunk=chunk_id, attempt=attempt, reason=str(error))  # noqa: TRY400 - no bug of ours
+        await run.leave_stuck(park if error.by_store else give_up_chunk)
         leave_at_once()
     except StoreError as error:
         log.error("store_away", chunk=chunk_id, attempt=attempt, error=str(error))  # noqa: TRY400 - no bug of ours
-        await run.leave(partial(hand_back_chunk, outcomes=(), available_in_seconds=STORE_AWAY_SECONDS))
+        await run.leave(park)
     except Exception:
         log.exception("chunk_broke_off", chunk=chunk_id, attempt=attempt)
         await run.leave(give_up_chunk)
+    await child.rest()
 
 
-class StuckDecoderError(Exception):
-    """One picture occupies the decoder beyond its time. Nothing in this process can end that."""
+park = partial(hand_back_chunk, outcomes=(), available_in_seconds=STORE_AWAY_SECONDS)
+
+
+class StuckError(Exception):
+    """Nothing can come of waiting, and nothing in this process can end what is waited for."""
+
+    def __init__(self, message: str, *, by_store: bool = False) -> None:
+        super().__init__(message)
+        self.by_store = by_store
+
+
+def silence_seconds_max(settings: Settings) -> float:
+    """After so long without an outcome there will be none: all that a candidate may take, added up."""
+    attempt_seconds = settings.transfer_seconds_max + RETRY_AFTER_SECONDS_MAX
+    return (
+        settings.transfer_attempts * attempt_seconds
+        + settings.decode_seconds_max
+        + settings.store_seconds_max
+    )
 
 
 class ChunkRun:
@@ -91,53 +110,64 @@ class ChunkRun:
         self.child = child
         self.chunk = chunk
         self.fence: Fence = chunk.fence
-        self.cancelled = False
-        self.careful = CarefulDecoder(child.settings) if chunk.retry_count else None
-        self.checkpoint_outcomes = CAREFUL_OUTCOMES if self.careful else CHECKPOINT_OUTCOMES
+        self.cancelled = self.committing = self.ending = False
+        self.decoder = (CarefulDecoder if chunk.retry_count else PlainDecoder)(child.settings)
+        self.checkpoint_outcomes = CAREFUL_OUTCOMES if chunk.retry_count else CHECKPOINT_OUTCOMES
+        self.transfers = Transfers(chunk.candidates, self.crawl_candidate, child.settings.transfers)
 
     async def run(self) -> None:
-        """Oversee the transfers to their end, or to the first reason to stop before; then commit the rest."""
-        self.store: Store = self.child.store(self.chunk.store_url)
-        self.transfers = Transfers(self.chunk.candidates, self.crawl_candidate, self.child.settings.transfers)
-        lease = asyncio.ensure_future(self.keep_lease())
+        """Crawl, look after the lease and watch for what hangs, all at once, to the end or to the first reason to
+        stop before. Raises LostChunkError, StuckError or StoreError.
+        """
+        crawl = asyncio.ensure_future(self.crawl())
+        tasks = [crawl, asyncio.ensure_future(self.keep_lease()), asyncio.ensure_future(self.guard())]
         try:
-            await self.oversee(lease)
-            await self.transfers.stop(STOP_SECONDS_MAX)
-            if self.transfers.unresolved and not self.cancelled:
-                await self.hand_back()
-            else:
-                await self.settle(self.transfers.unresolved)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task.done():
+                    task.result()
         finally:
-            lease.cancel()
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
             await self.transfers.stop(STOP_SECONDS_MAX)
-            if self.careful:
-                self.careful.close()
+            self.decoder.close()
 
-    async def oversee(self, lease: asyncio.Future[None]) -> None:
-        """Wait and checkpoint until all is done, the worker leaves, or the lease ends. Raises LostChunkError."""
+    async def crawl(self) -> None:
+        """Transfer and checkpoint until nothing runs any more; then commit the rest."""
+        self.store: Store = await self.child.aside(self.child.store, self.chunk.store_url)
+        self.transfers.start()
         next_checkpoint = time.monotonic() + self.child.settings.checkpoint_seconds
-        while not (await self.transfers.wait(TICK_SECONDS) or leaving() or lease.done()):
+        while not (await self.transfers.wait(TICK_SECONDS) or self.transfers.stopping):
             waiting = len(self.transfers.outcomes)
             if waiting >= self.checkpoint_outcomes or (waiting and time.monotonic() >= next_checkpoint):
                 await self.checkpoint()
                 next_checkpoint = time.monotonic() + self.child.settings.checkpoint_seconds
-            if self.careful is None and self.child.decoder_stuck():  # A helper's end is its own.
-                await self.checkpoint()
-                raise StuckDecoderError
-        if lease.done():
-            lease.result()
+        await self.transfers.stop(STOP_SECONDS_MAX)
+        self.ending = True
+        if self.transfers.unresolved and not self.cancelled:
+            await self.hand_back()
+        else:
+            await self.settle(self.transfers.unresolved)
 
     async def keep_lease(self) -> None:
-        """Renew the lease every second, whatever else is waited for; return when the job is cancelled.
+        """Renew the lease in time and stop the transfers of a cancelled job, whatever else is waited for.
 
         Raises LostChunkError when the chunk has another owner.
         """
-        while not self.cancelled:
+        while True:
+            try:
+                ownership = await self.child.beside(self._look)
+            except LostChunkError:
+                if not self.ending:  # The last commit gives the chunk away, and knows itself whether it may.
+                    raise
+            else:
+                if ownership.cancelled:
+                    self.cancelled = True
+                    self.transfers.cancel()
             await asyncio.sleep(LOOK_SECONDS)
-            ownership = await self.child.in_database(self._renew)
-            self.cancelled = ownership.cancelled
 
-    def _renew(self) -> Ownership:
+    def _look(self) -> Ownership:
         def write(_: bool) -> Ownership:
             with transaction(self.child.engine) as session:
                 ownership = renew_lease(session, self.fence, self.child.settings.lease_seconds)
@@ -147,31 +177,25 @@ class ChunkRun:
 
         return persist(self.fence.chunk_id, write)
 
+    async def guard(self) -> None:
+        """Stop the transfers when the worker leaves. Raises StuckError when nothing can come of waiting."""
+        finished, heard = 0, time.monotonic()
+        while True:
+            if leaving():
+                self.transfers.cancel()
+            overdue = self.child.watchdog.overdue()
+            if overdue:
+                message = f"{overdue.work} took longer than {overdue.seconds_max:g} seconds"
+                raise StuckError(message, by_store=overdue.work is Work.STORE)
+            if finished != self.transfers.finished or self.committing:
+                finished, heard = self.transfers.finished, time.monotonic()
+            if time.monotonic() - heard > silence_seconds_max(self.child.settings):
+                raise StuckError(f"there was no outcome for {time.monotonic() - heard:.0f} seconds")
+            await asyncio.sleep(TICK_SECONDS)
+
     async def crawl_candidate(self, candidate: Candidate) -> Outcome:
-        """Fetch, inspect, store: one candidate's outcome. Its share of the memory lasts until it is stored.
-
-        What nobody expected is this candidate's outcome, too: it must not cost the others theirs.
-        """
-        child, fetched = self.child, None
-        try:
-            with child.transport.memory.lease() as lease:
-                fetched = await fetch(
-                    child.transport, candidate.url, child.settings, random=child.random, lease=lease
-                )
-                return await child.in_decoder(keep, self.store, candidate, fetched, self.inspect)
-        except CandidateError as error:
-            return refusal(candidate, error)
-        except StoreError:
-            raise
-        except Exception as error:
-            log.exception("candidate_broke_off", job=self.fence.job_id, position=candidate.position)
-            reason = Reason.PROTOCOL if fetched is None else Reason.CORRUPT
-            return refusal(candidate, CandidateError(reason, f"unexpected {type(error).__name__}: {error}"))
-
-    def inspect(self, body: bytes) -> Picture:
-        """Look at one body in the decoder thread, or from there in the helper."""
-        plain = partial(inspect, settings=self.child.settings)
-        return self.child.decode(self.careful.inspect if self.careful else plain, body)
+        """One candidate's outcome."""
+        return await crawl_candidate(self.child, self.store, candidate, self.decoder)
 
     async def checkpoint(self) -> None:
         """Commit the outcomes so far and go on."""
@@ -204,9 +228,15 @@ class ChunkRun:
 
     async def commit(self, arrow: Callable[..., Tally | None]) -> None:
         """Objects first, rows after: the store is synced before a row may name what it holds."""
-        await self.child.aside(self.store.sync)
+        self.committing = True
+        await self.child.aside(self._sync)
         await self.child.in_database(commit, self.child.engine, self.fence, partial(arrow, fence=self.fence))
         self.fence = replace(self.fence, checkpoint=self.fence.checkpoint + 1)
+        self.committing = False
+
+    def _sync(self) -> None:
+        with self.child.storing():
+            self.store.sync()
 
     async def leave(self, arrow: Callable[..., Tally | None]) -> None:
         """Give the chunk up with an arrow that writes no outcomes, unless somebody else has it by now."""
@@ -215,46 +245,11 @@ class ChunkRun:
                 commit, self.child.engine, self.fence, partial(arrow, fence=self.fence)
             )
 
-
-def keep(
-    store: Store, candidate: Candidate, fetched: Fetched, inspector: Callable[[bytes], Picture]
-) -> Accepted:
-    """Inspect a body and store it, named by its sha256. Raises PictureError or StoreError."""
-    try:
-        picture = inspector(fetched.body)
-    except CandidateError as error:
-        error.http_status, error.final_url = fetched.http_status, fetched.final_url
-        error.wire_bytes = fetched.wire_bytes
-        raise
-    filename = f"{picture.sha256.hex()}.{picture.format.extension}"
-    return Accepted(
-        position=candidate.position,
-        original_url=candidate.url,
-        final_url=fetched.final_url,
-        sha256=picture.sha256,
-        perceptual_hash=picture.perceptual_hash,
-        width=picture.width,
-        height=picture.height,
-        file_size=picture.file_size,
-        format=picture.format,
-        orientation=picture.orientation,
-        storage_url=store.put(filename, fetched.body),
-        filename=filename,
-        fetched_at=datetime.datetime.now(datetime.UTC),
-        wire_bytes=fetched.wire_bytes,
-    )
-
-
-def refusal(candidate: Candidate, error: CandidateError) -> Refused:
-    """The outcome of a candidate that ended in ``error``."""
-    detail = f"line {candidate.line}: {error.detail}" if error.reason is Reason.INVALID_URL else error.detail
-    return Refused(
-        candidate.position,
-        candidate.url,
-        error.reason,
-        detail,
-        http_status=error.http_status,
-        final_url=error.final_url,
-        downloaded=isinstance(error, PictureError),
-        wire_bytes=error.wire_bytes,
-    )
+    async def leave_stuck(self, arrow: Callable[..., Tally | None]) -> None:
+        """Commit what there is, unless that hangs, too, and give the chunk up. This process ends afterwards."""
+        with contextlib.suppress(TimeoutError, LostChunkError, StoreError):
+            async with asyncio.timeout(FAREWELL_SECONDS):
+                await self.checkpoint()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL_SECONDS):
+                await self.leave(arrow)

@@ -1,11 +1,13 @@
 """One chunk in a pool child's own process: what breaks off costs nobody else, and nothing is lost."""
 
+import asyncio
 import datetime
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from aiohttp.abc import AbstractResolver, ResolveResult
 
 from models.candidates import pack_candidates
 from models.credits import grant
@@ -13,6 +15,7 @@ from models.database import transaction
 from models.ending import drain_cancelled
 from models.job_lifecycle import cancel_job, unblock_jobs
 from models.outcomes import Candidate
+from models.queueing import Message
 from models.retrying import TRANSIENT_FAILURES, retry_chunks
 from models.settings import Settings, read_settings
 from tests.support.crawling import (
@@ -30,6 +33,8 @@ from tests.support.processes import until
 from tests.support.site import Site
 from worker.child import Child
 from worker.crawl import ChunkRun, crawl_chunk
+from worker.transport import GuardedTransport
+from worker.watchdog import Work
 
 
 @pytest.fixture
@@ -200,18 +205,61 @@ def test_a_cancelled_chunk_does_not_wait_for_a_slow_picture(engine, child, site,
     job = job_of(engine, urls, (tmp_path / "images").as_uri())
 
     def cancel_while_decoding() -> float:
-        until(lambda: child.decoding_since is not None, "decoding")
+        until(lambda: Work.DECODE in child.watchdog.running(), "decoding")
+        with transaction(engine) as session:
+            assert cancel_job(session, job.id)
+        began = time.monotonic()
+        until(lambda: read_job(engine, job.id)["completed_chunks"], "the settlement")
+        return time.monotonic() - began
+
+    with ThreadPoolExecutor(1) as thread:
+        settled = thread.submit(cancel_while_decoding)
+        chunk = read_chunk(engine, crawl(child, engine))
+        seconds = settled.result()
+    assert child.watchdog.running() == set()  # The next chunk finds a decoder.
+    assert (chunk["status"], chunk["accepted"], chunk["failed"]) == ("completed", 0, 4)
+    assert read_job(engine, job.id)["failures"] == {"cancelled": 4}
+    assert seconds < 2
+    check_books(engine)
+
+
+class DeadResolver(AbstractResolver):
+    """A name server that never answers."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def resolve(self, *_: object, **__: object) -> list[ResolveResult]:
+        """Wait for ever."""
+        self.asked += 1
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+def test_a_cancelled_chunk_does_not_wait_for_a_name_server(engine, child, settings, tmp_path) -> None:
+    """Hundreds of lookups that hang are given up like any transfer."""
+    job = job_of(engine, [f"http://{number}.images.test/" for number in range(300)], tmp_path.as_uri())
+    resolver = DeadResolver()
+
+    async def crawl_without_names(message: Message) -> None:
+        child.transport = GuardedTransport(settings, resolver=resolver)
+        await crawl_chunk(child, message.chunk_id, message.attempt)
+
+    def cancel_while_resolving() -> float:
+        until(lambda: resolver.asked >= 100, "lookups")
         with transaction(engine) as session:
             assert cancel_job(session, job.id)
         return time.monotonic()
 
+    [message] = queue_ready(engine)
     with ThreadPoolExecutor(1) as thread:
-        cancelled = thread.submit(cancel_while_decoding)
-        chunk = read_chunk(engine, crawl(child, engine))
-        seconds = time.monotonic() - cancelled.result()
-    assert (chunk["status"], chunk["accepted"], chunk["failed"]) == ("completed", 0, 4)
-    assert read_job(engine, job.id)["failures"] == {"cancelled": 4}
-    assert seconds < 4  # A second to look, one to stop, and a busy machine.
+        cancelled = thread.submit(cancel_while_resolving)
+        child.run(crawl_without_names(message))
+        assert time.monotonic() - cancelled.result() < 2
+    assert read_job(engine, job.id)["failures"] == {"cancelled": 300}
     check_books(engine)
 
 
@@ -220,10 +268,10 @@ def test_what_nobody_expected_is_one_outcome(engine, child, site, tmp_path, monk
     broken = f"{site.url}/free/3"
     real = Child.in_decoder
 
-    async def in_decoder(self, function, store, candidate, *rest):
+    async def in_decoder(self, function, child, store, candidate, *rest):
         if candidate.url == broken:
             raise ZeroDivisionError("a bug")
-        return await real(self, function, store, candidate, *rest)
+        return await real(self, function, child, store, candidate, *rest)
 
     monkeypatch.setattr(Child, "in_decoder", in_decoder)
     job = job_of(engine, [f"{site.url}/free/{number}" for number in range(5)], tmp_path.as_uri())
@@ -247,7 +295,7 @@ def test_a_chunk_that_breaks_off_is_rescued_at_once(engine, child, site, tmp_pat
 
 
 def test_the_lease_is_renewed_while_the_store_is_slow(engine, child, site, tmp_path, monkeypatch) -> None:
-    """A sync that takes long does not cost the chunk its lease."""
+    """A store that takes long to be opened, or to sync, does not cost the chunk its lease."""
     seen = []
     real = Child.aside
 
@@ -267,5 +315,5 @@ def test_the_lease_is_renewed_while_the_store_is_slow(engine, child, site, tmp_p
     monkeypatch.setattr(Child, "aside", slow)
     job_of(engine, [f"{site.url}/free/1"], tmp_path.as_uri())
     assert crawl(child, engine) == 1
-    assert seen == [True]
+    assert seen == [True, True]
     assert read_chunk(engine, 1)["status"] == "completed"

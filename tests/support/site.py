@@ -30,6 +30,8 @@ class Site:
     def __enter__(self) -> Self:
         self.asked: set[str] = set()
         self.served: list[str] = []
+        self.waiting = 0
+        """Requests for held pictures that are open now."""
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="site", daemon=True)
         self._ready: Future[int] = Future()
         self._thread.start()
@@ -58,7 +60,9 @@ class Site:
 
     async def _serve(self) -> None:
         self._loop, self._leave, self._released = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
-        runner = web.ServerRunner(web.Server(self._answer, access_log=None), shutdown_timeout=0.2)
+        runner = web.ServerRunner(
+            web.Server(self._answer, access_log=None, handler_cancellation=True), shutdown_timeout=0.2
+        )
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         self._ready.set_result(runner.addresses[0][1])
@@ -75,7 +79,11 @@ class Site:
         if kind == "slow":
             return web.Response(body=slow_jpeg(int(number)), content_type="image/jpeg")
         if kind == "held":
-            await self._released.wait()
+            self.waiting += 1
+            try:
+                await self._released.wait()
+            finally:
+                self.waiting -= 1
         self.served.append(request.path)
         return web.Response(
             body=picture(int(number) + (10_000 if kind == "held" else 0)), content_type="image/png"

@@ -47,6 +47,7 @@ def test_every_candidate_gets_one_outcome_and_no_more_run_than_allowed():
     async def run() -> None:
         gate = Gate()
         transfers = Transfers(CANDIDATES, gate.crawl, 7)
+        transfers.start()
         assert not await transfers.wait(0.01)
         assert (gate.running, len(transfers.unresolved), transfers.take()) == (7, 20, [])
         gate.opened.set()
@@ -65,6 +66,7 @@ def test_no_candidates_are_done_at_once():
 
     async def run() -> None:
         transfers = Transfers([], Gate().crawl, 7)
+        transfers.start()
         assert await transfers.wait(0)
         await transfers.stop()
         assert transfers.unresolved == []
@@ -82,6 +84,7 @@ def test_a_stop_leaves_the_others_unresolved():
             return outcome_of(candidate) if candidate.position < 5 else await gate.crawl(candidate)
 
         transfers = Transfers(CANDIDATES, crawl, 3)
+        transfers.start()
         assert not await transfers.wait(0.01)
         await transfers.stop()
         await transfers.stop()
@@ -109,6 +112,7 @@ def test_an_outcome_that_comes_with_the_cancellation_is_kept():
             raise AssertionError
 
         transfers = Transfers(CANDIDATES, crawl, 2)
+        transfers.start()
         assert not await transfers.wait(0.01)
         await transfers.stop()
         assert places(transfers.take()) == [0]
@@ -131,6 +135,7 @@ def test_what_a_crawl_raises_is_raised_once_and_loses_no_outcome():
             return outcome_of(candidate)
 
         transfers = Transfers(CANDIDATES[:7], crawl, 4)
+        transfers.start()
         with pytest.raises(OSError, match=r"^[456]$"):
             await transfers.wait(5)
         await transfers.stop()
