@@ -1,15 +1,17 @@
 """What is true: the shared schema, and the statements that keep it true.
 
-The names below are the seed's import list and the two tables that we add.
+The names below are the seed's import list and the tables that we add.
 """
 
 from models.accounts import CreditAccount, CreditTransaction
 from models.base import Base
 from models.images import Failure, Image
 from models.jobs import CrawlJob, JobChunk, Project
+from models.leadership import Leadership
 from models.notifications import Notification, NotificationPreference
 from models.people import ActivityLog, APIKey, Profile, UsageMetric
 from models.rules import declare_rules
+from models.suspects import Suspect
 from models.workers import Worker
 
 declare_rules()
@@ -24,10 +26,12 @@ __all__ = [
     "Failure",
     "Image",
     "JobChunk",
+    "Leadership",
     "Notification",
     "NotificationPreference",
     "Profile",
     "Project",
+    "Suspect",
     "UsageMetric",
     "Worker",
 ]

@@ -5,7 +5,7 @@ import datetime
 from sqlalchemy import CheckConstraint, String, func, text
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from models.base import Base
+from models.base import Base, Counter
 
 
 class Worker(Base):
@@ -14,6 +14,7 @@ class Worker(Base):
     __tablename__ = "workers"
     __table_args__ = (
         CheckConstraint("slots >= 0", name="slots"),
+        CheckConstraint("busy >= 0", name="busy"),
         {"comment": "Celery workers that are alive: each writes its own row and deletes it when it leaves."},
     )
 
@@ -28,6 +29,11 @@ class Worker(Base):
     seen_at: Mapped[datetime.datetime] = mapped_column(
         server_default=func.now(),
         comment="Last heartbeat, one every 3 seconds; a worker unseen for 15 seconds counts as gone",
+    )
+    busy: Mapped[Counter] = mapped_column(comment="Chunks that it runs now")
+    active_at: Mapped[datetime.datetime] = mapped_column(
+        server_default=func.now(),
+        comment="When it last began or ended a chunk, to a few seconds; its start if it never did",
     )
 
 

@@ -24,7 +24,13 @@ def rescue_expired(leader: Leader) -> None:
             rescued = rescue_chunk(session, leader.settings.lost_leases_max)
         if rescued is None:
             return
-        log.warning("chunk_rescued", chunk=rescued.chunk_id, job=rescued.job_id, failed=rescued.failed)
+        log.warning(
+            "chunk_rescued",
+            chunk=rescued.chunk_id,
+            job=rescued.job_id,
+            failed=rescued.failed,
+            convicted=rescued.convicted,
+        )
 
 
 def find_lost_messages(leader: Leader, waiting: int) -> list[Message]:

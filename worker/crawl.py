@@ -27,6 +27,7 @@ from models.lifecycle import (
 from models.outcomes import Candidate, Outcome, Reason, Refused
 from models.recording import Tally
 from models.settings import Settings
+from models.suspects import Suspicion, suspect_candidate
 from worker.candidate import crawl_candidate
 from worker.careful import CarefulDecoder, PlainDecoder
 from worker.child import Child, leave_at_once
@@ -35,7 +36,7 @@ from worker.presence import leaving
 from worker.store import Store, StoreError
 from worker.transfers import Transfers
 from worker.watchdog import Work
-from worker.writing import LostChunkError, commit, lost, persist, start
+from worker.writing import LostChunkError, commit, lost, persist, start, suspect
 
 LOOK_SECONDS = 0.5
 """How often a worker looks after its lease, and whether its job was cancelled."""
@@ -59,7 +60,7 @@ async def crawl_chunk(child: Child, chunk_id: int, attempt: int) -> None:
     if chunk is None:
         log.info("chunk_not_wanted", chunk=chunk_id, attempt=attempt)
         return
-    run = ChunkRun(child, chunk)
+    run = ChunkRun(child, chunk, await child.in_database(suspect, child.engine, chunk))
     try:
         await run.run()
     except LostChunkError as error:
@@ -103,17 +104,24 @@ class ChunkRun:
     """One attempt of one chunk. Holds the fence, which moves on with each commit.
 
     A chunk whose last worker was lost is run ``careful``: pictures are decoded in a helper process, and what is
-    done is committed in small parts, so that whatever it was that killed the worker costs one candidate.
+    done is committed in small parts, so that whatever it was that killed the worker costs one candidate. When that
+    is not enough, candidates run ``alone``, one after the other, each named in the database before it is begun.
     """
 
-    def __init__(self, child: Child, chunk: StartedChunk) -> None:
+    def __init__(self, child: Child, chunk: StartedChunk, suspicion: Suspicion) -> None:
         self.child = child
         self.chunk = chunk
         self.fence: Fence = chunk.fence
         self.cancelled = self.committing = self.ending = False
         self.decoder = (CarefulDecoder if chunk.retry_count else PlainDecoder)(child.settings)
         self.checkpoint_outcomes = CAREFUL_OUTCOMES if chunk.retry_count else CHECKPOINT_OUTCOMES
-        self.transfers = Transfers(chunk.candidates, self.crawl_candidate, child.settings.transfers)
+        self.line = asyncio.Lock()
+        self.alone = suspicion.alone
+        candidates, at_once = list(chunk.candidates), child.settings.transfers
+        if self.alone:
+            candidates = sorted(candidates, key=lambda candidate: candidate.position != suspicion.first)
+            at_once = 1
+        self.transfers = Transfers(candidates, self.crawl_candidate, at_once)
 
     async def run(self) -> None:
         """Crawl, look after the lease and watch for what hangs, all at once, to the end or to the first reason to
@@ -139,7 +147,7 @@ class ChunkRun:
         self.transfers.start()
         next_checkpoint = time.monotonic() + self.child.settings.checkpoint_seconds
         while not (await self.transfers.wait(TICK_SECONDS) or self.transfers.stopping):
-            waiting = len(self.transfers.outcomes)
+            waiting = 0 if self.alone else len(self.transfers.outcomes)
             if waiting >= self.checkpoint_outcomes or (waiting and time.monotonic() >= next_checkpoint):
                 await self.checkpoint()
                 next_checkpoint = time.monotonic() + self.child.settings.checkpoint_seconds
@@ -195,7 +203,24 @@ class ChunkRun:
 
     async def crawl_candidate(self, candidate: Candidate) -> Outcome:
         """One candidate's outcome."""
+        if self.alone:
+            await self.suspect(candidate)
         return await crawl_candidate(self.child, self.store, candidate, self.decoder)
+
+    async def suspect(self, candidate: Candidate) -> None:
+        """Commit the outcome before and name the candidate that runs next, to the end even when cancelled."""
+        arrow = partial(
+            suspect_candidate,
+            outcomes=self.transfers.take(),
+            lease_seconds=self.child.settings.lease_seconds,
+            candidate=candidate,
+        )
+        commit = asyncio.ensure_future(self.commit(arrow))
+        try:
+            await asyncio.shield(commit)
+        except asyncio.CancelledError:
+            await commit
+            raise
 
     async def checkpoint(self) -> None:
         """Commit the outcomes so far and go on."""
@@ -228,11 +253,14 @@ class ChunkRun:
 
     async def commit(self, arrow: Callable[..., Tally | None]) -> None:
         """Objects first, rows after: the store is synced before a row may name what it holds."""
-        self.committing = True
-        await self.child.aside(self._sync)
-        await self.child.in_database(commit, self.child.engine, self.fence, partial(arrow, fence=self.fence))
-        self.fence = replace(self.fence, checkpoint=self.fence.checkpoint + 1)
-        self.committing = False
+        async with self.line:
+            self.committing = True
+            await self.child.aside(self._sync)
+            await self.child.in_database(
+                commit, self.child.engine, self.fence, partial(arrow, fence=self.fence)
+            )
+            self.fence = replace(self.fence, checkpoint=self.fence.checkpoint + 1)
+            self.committing = False
 
     def _sync(self) -> None:
         with self.child.storing():

@@ -20,10 +20,12 @@ from models import (
     Failure,
     Image,
     JobChunk,
+    Leadership,
     Notification,
     NotificationPreference,
     Profile,
     Project,
+    Suspect,
     UsageMetric,
     Worker,
 )
@@ -136,7 +138,15 @@ COLUMNS = {
     "workers": """
         +
         name varchar(255) · slots int · version varchar(20) · started_at timestamptz = now() ·
-        seen_at timestamptz = now()
+        seen_at timestamptz = now() · busy int = 0 · active_at timestamptz = now()
+    """,
+    "suspects": """
+        +
+        chunk_id int · position int · url text · attempt int · losses int = 0
+    """,
+    "leadership": """
+        +
+        id smallint = 1 · scheduler varchar(255) · since timestamptz = now() · round_at timestamptz = now()
     """,
 }
 WORDS = {
@@ -165,6 +175,8 @@ RANGES = {
     "usage_metrics.storage_used_bytes": (0, None),
     "usage_metrics.bandwidth_used_bytes": (0, None),
     "workers.slots": (0, None),
+    "workers.busy": (0, None),
+    "leadership.id": (1, 1),
 }
 # Rules that tie columns together or hold a form, each with a row that breaks it and no other rule.
 OTHER_CHECKS: dict[str, dict[str, Any]] = {
@@ -202,7 +214,11 @@ INDEXES = (
     "notifications.(user_id, is_read)",
     "notifications.(user_id, created_at)",
 )
-FOREIGN_KEYS_BEYOND_THE_SEED = {("Profile", "CreditTransaction"), ("CrawlJob", "Failure")}
+FOREIGN_KEYS_BEYOND_THE_SEED = {
+    ("Profile", "CreditTransaction"),
+    ("CrawlJob", "Failure"),
+    ("JobChunk", "Suspect"),
+}
 RELATIONSHIPS = {
     Profile: "projects activity_logs credit_account api_keys notifications notification_preference usage_metrics",
     Project: "user crawl_jobs",
@@ -217,6 +233,8 @@ RELATIONSHIPS = {
     NotificationPreference: "user",
     UsageMetric: "user",
     Failure: "",
+    Leadership: "",
+    Suspect: "",
     Worker: "",
 }
 

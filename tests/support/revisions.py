@@ -52,4 +52,7 @@ INSERT INTO job_chunks (job_id, chunk_index, queued_at) VALUES (5, 9, now());
 INSERT INTO failures (job_id, position, position_end, reason) VALUES (1, 1, 1, 'dns'), (1, 2, 9, 'not_needed');
 INSERT INTO workers (name, slots, version) VALUES ('w', 2, '0.1')""",
     "005": "UPDATE credit_accounts SET closing_at = now(); UPDATE usage_metrics SET storage_used_bytes = 7",
+    "012": """
+INSERT INTO suspects (chunk_id, position, url, attempt) SELECT min(id), 0, 'u', 1 FROM job_chunks;
+INSERT INTO leadership (scheduler) VALUES ('h/1')""",
 }

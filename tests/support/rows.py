@@ -30,6 +30,8 @@ ROWS = {
     "api_keys": "user_id = {user}, name = 'n', key_hash = 'new', key_prefix = 'p'",
     "usage_metrics": "user_id = {user}, metric_date = '2026-01-02'",
     "workers": "name = 'w', slots = 1, version = '0.1'",
+    "suspects": "chunk_id = {chunk}, position = 1, url = 'u', attempt = 1",
+    "leadership": "scheduler = 'h/1'",
 }
 
 # What a row needs besides its status, by the rules that tie columns together.
@@ -100,7 +102,8 @@ def database_of_rows(url: str, administration: Engine, template: str) -> Iterato
 
 OWNER, NEWCOMER = "owner@example.invalid", "newcomer@example.invalid"
 IDS = text("""
-SELECT quote_literal(p.id) AS user, r.id AS project, j.id AS job, quote_literal(a.id) AS account
+SELECT quote_literal(p.id) AS user, r.id AS project, j.id AS job, quote_literal(a.id) AS account,
+    (SELECT max(id) FROM job_chunks) AS chunk
 FROM profiles p JOIN projects r ON r.user_id = p.id JOIN crawl_jobs j ON j.project_id = r.id,
     credit_accounts a JOIN profiles o ON o.id = a.user_id
 WHERE p.email = :newcomer AND o.email = :owner

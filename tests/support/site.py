@@ -5,12 +5,15 @@ import io
 import threading
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from aiohttp import web
 from PIL import Image
 
 from tests.support.poison import slow_jpeg
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def picture(number: int) -> bytes:
@@ -23,8 +26,8 @@ def picture(number: int) -> bytes:
 
 class Site:
     """Serves /free/N at once, /held/N when ``release`` was called, /slow/SIDE (a picture that
-    takes a decoder many seconds) at once, /later/N after 503 until ``release``, and nothing else, while it is
-    open.
+    takes a decoder many seconds) at once, /later/N after 503 until ``release``, /deadly/N never, and nothing else,
+    while it is open.
     """
 
     def __enter__(self) -> Self:
@@ -32,6 +35,8 @@ class Site:
         self.served: list[str] = []
         self.waiting = 0
         """Requests for held pictures that are open now."""
+        self.strike: Callable[[], None] = lambda: None
+        """Called when a deadly picture is asked for; it never arrives."""
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="site", daemon=True)
         self._ready: Future[int] = Future()
         self._thread.start()
@@ -72,6 +77,9 @@ class Site:
     async def _answer(self, request: web.BaseRequest) -> web.Response:
         self.asked.add(request.path)
         _, kind, number = request.path.split("/", 2)
+        if kind == "deadly":
+            self.strike()
+            await self._leave.wait()
         if kind not in {"free", "held", "slow", "later"}:
             return web.Response(status=404)
         if kind == "later" and not self._released.is_set():

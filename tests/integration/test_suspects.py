@@ -1,0 +1,128 @@
+"""Which candidate is to blame when worker after worker is lost: arrows on real PostgreSQL."""
+
+from dataclasses import replace
+
+from models.database import transaction
+from models.ending import RescuedChunk, rescue_chunk
+from models.lifecycle import Fence, StartedChunk, hand_back_chunk, settle_chunk
+from models.suspects import Suspicion, suspect_candidate, suspicion
+from tests.support.crawling import (
+    LEASE_SECONDS,
+    accepted,
+    change,
+    check_books,
+    expire_lease,
+    new_job,
+    query,
+    read,
+    read_chunk,
+    read_job,
+    start_next,
+)
+
+LOST_LEASES_MAX = 5
+
+
+def how(engine, chunk: StartedChunk) -> Suspicion:
+    """How a started chunk is run."""
+    with transaction(engine) as session:
+        return suspicion(session, chunk.fence.chunk_id, chunk.retry_count)
+
+
+def name(engine, chunk: StartedChunk, place: int, outcomes=()) -> None:
+    """Commit that the candidate at this place of the chunk runs alone."""
+    with transaction(engine) as session:
+        candidate = chunk.candidates[place]
+        assert suspect_candidate(session, chunk.fence, outcomes, LEASE_SECONDS, candidate) is not None
+
+
+def lose(engine, chunk: StartedChunk) -> RescuedChunk:
+    """Let the chunk's worker be lost."""
+    expire_lease(engine, chunk.fence.chunk_id)
+    with transaction(engine) as session:
+        rescued = rescue_chunk(session, LOST_LEASES_MAX)
+    assert rescued is not None
+    check_books(engine)
+    return rescued
+
+
+def test_a_chunk_runs_alone_after_two_losses_without_an_outcome(engine) -> None:
+    """First as usual, then carefully, then one at a time."""
+    new_job(engine, [3])
+    ways = []
+    for _ in range(3):
+        chunk = start_next(engine)
+        ways.append((chunk.retry_count, how(engine, chunk).alone))
+        lose(engine, chunk)
+    assert ways == [(0, False), (1, False), (2, True)]
+
+
+def test_a_candidate_under_which_two_workers_were_lost_is_guilty(engine) -> None:
+    """The first loss makes it the first to run, the second is its outcome; the others are crawled as usual."""
+    job = new_job(engine, [3])
+    for _ in range(2):
+        lose(engine, start_next(engine))
+    chunk = start_next(engine)
+    name(engine, chunk, 1)
+    assert not lose(engine, chunk).convicted
+    chunk = start_next(engine)
+    assert how(engine, chunk) == Suspicion(alone=True, first=1)
+    name(engine, chunk, 1)
+    assert lose(engine, chunk) == RescuedChunk(job.chunk_ids[0], job.id, failed=False, convicted=True)
+    chunk = start_next(engine)
+    assert how(engine, chunk) == Suspicion()
+    assert [candidate.position for candidate in chunk.candidates] == [0, 2]
+    with transaction(engine) as session:
+        settle_chunk(session, chunk.fence, [accepted(0), accepted(2)])
+    assert read_job(engine, job.id)["failures"] == {"worker_lost": 1}
+    assert query(engine, "SELECT url, detail FROM failures") == [
+        ("http://images.test/1.jpg", "2 workers in a row were lost while nothing else ran")
+    ]
+    check_books(engine)
+
+
+def test_only_losses_in_a_row_under_the_same_candidate_count(engine) -> None:
+    """Another candidate in between, a chunk that was handed back, or a run of another kind begins anew."""
+    new_job(engine, [3])
+    for _ in range(2):
+        lose(engine, start_next(engine))
+    chunk = start_next(engine)
+    name(engine, chunk, 0)
+    lose(engine, chunk)
+    for place in (1, 2):
+        chunk = start_next(engine)
+        name(engine, chunk, place)
+        assert read(engine, "SELECT position, losses FROM suspects") == {"position": place, "losses": 0}
+        change(engine, "UPDATE job_chunks SET retry_count = 2")
+        assert not lose(engine, chunk).convicted
+    chunk = start_next(engine)
+    with transaction(engine) as session:
+        hand_back_chunk(session, chunk.fence, [])
+    assert not lose(engine, start_next(engine)).convicted  # It named nobody: no suspect ran.
+    assert query(engine, "SELECT count(*) FROM failures") == [(0,)]
+
+
+def test_innocent_chunks_survive_any_number_of_losses(engine) -> None:
+    """With an outcome in between, thirty lost workers count as one; handed back, they count as none."""
+    job = new_job(engine, [31])
+    for place in range(30):
+        chunk = start_next(engine)
+        name(engine, chunk, 0)
+        with transaction(engine) as session:
+            hand_back = hand_back_chunk(session, moved_on(chunk), [accepted(place)])
+        assert hand_back is not None
+        assert read_chunk(engine, job.chunk_ids[0])["retry_count"] == 0
+        assert not lose(engine, start_next(engine)).failed
+    chunk = start_next(engine)
+    assert [candidate.position for candidate in chunk.candidates] == [30]
+    for _ in range(30):
+        with transaction(engine) as session:
+            hand_back_chunk(session, chunk.fence, [])
+        chunk = start_next(engine)
+        assert chunk.retry_count == 1
+    check_books(engine)
+
+
+def moved_on(chunk: StartedChunk) -> Fence:
+    """The chunk's fence after one more checkpoint."""
+    return replace(chunk.fence, checkpoint=chunk.fence.checkpoint + 1)
