@@ -5,7 +5,10 @@ Runs in the worker's parent process; never touches a chunk.
 
 import mmap
 import os
+import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
@@ -17,15 +20,34 @@ from sqlalchemy.exc import SQLAlchemyError
 from models.database import first_line, make_engine, transaction
 
 HEARTBEAT_SECONDS = 3
+REPORT_SECONDS = 0.5
 LEAVING = mmap.mmap(-1, 1)
 """Shared with the pool's children: made before the fork."""
 
 log = structlog.get_logger()
 
 
+_told = threading.Event()
+
+
 def leaving() -> bool:
-    """Whether this worker was asked to stop: children hand their chunk back."""
-    return LEAVING[0] != 0
+    """Whether this worker was asked to stop, or this child by its pool: it hands its chunk back."""
+    return LEAVING[0] != 0 or _told.is_set()
+
+
+@contextmanager
+def heeding_pool() -> Iterator[None]:
+    """While a chunk runs, SIGTERM to its child, by which Celery makes a pool smaller, means to hand it back first.
+
+    The signal is sent again once the task has been reported: the pool's own handler ends the child then.
+    """
+    before = signal.signal(signal.SIGTERM, lambda *_: _told.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if _told.is_set():
+            threading.Timer(REPORT_SECONDS, os.kill, (os.getpid(), signal.SIGTERM)).start()
 
 
 class TellChildren(bootsteps.StartStopStep):
@@ -93,9 +115,9 @@ class Heartbeat(bootsteps.StartStopStep):
         """Write the row until stopped, then remove it."""
         engine = make_engine(worker.app.settings.sqlalchemy_url, pooled=False)
         name = f"{worker.hostname}/{os.getpid()}"
-        row = {"name": name, "slots": worker.concurrency, "version": version("pixtrawl")}
+        row = {"name": name, "version": version("pixtrawl")}
         while not self.stopped.is_set():
-            self.write(engine, SEEN, row)
+            self.write(engine, SEEN, row | {"slots": slots_of(worker)})
             self.stopped.wait(HEARTBEAT_SECONDS)
         if self.reachable:
             self.write(engine, GONE, row)
@@ -113,3 +135,8 @@ class Heartbeat(bootsteps.StartStopStep):
             if not self.reachable:
                 log.info("database_back", worker=row["name"])
             self.reachable = True
+
+
+def slots_of(worker: Any) -> int:
+    """Chunks that a worker runs at once: its pool may have grown or shrunk since it started."""
+    return int(worker.pool.num_processes if worker.pool else worker.concurrency)

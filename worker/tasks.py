@@ -5,7 +5,7 @@ from celery.signals import worker_process_init, worker_process_shutdown
 from worker.app import CRAWL_CHUNK, app
 from worker.child import Child
 from worker.crawl import crawl_chunk as crawl
-from worker.presence import Heartbeat, TellChildren
+from worker.presence import Heartbeat, TellChildren, heeding_pool
 
 app.steps["worker"].add(TellChildren)
 app.steps["worker"].add(Heartbeat)
@@ -38,4 +38,5 @@ def _close(**_: object) -> None:
 def crawl_chunk(chunk_id: int, attempt: int) -> None:
     """Crawl one attempt of one chunk, if it is still wanted."""
     opened = child()
-    opened.run(crawl(opened, chunk_id, attempt))
+    with heeding_pool():
+        opened.run(crawl(opened, chunk_id, attempt))
