@@ -41,3 +41,12 @@ ON CONFLICT (id) DO UPDATE SET scheduler = excluded.scheduler, round_at = now(),
 def finish_round(session: Session, scheduler: str) -> None:
     """Remember that this leader works; at most once a second."""
     session.execute(ROUND, {"scheduler": scheduler})
+
+
+LAST = text("SELECT scheduler, CAST(date_part('epoch', now() - round_at) AS float) FROM leadership")
+
+
+def last_round(session: Session) -> tuple[str, float] | None:
+    """(scheduler that leads or led last, seconds since its last round); None when none ever finished one."""
+    row = session.execute(LAST).one_or_none()
+    return None if row is None else (row[0], row[1])

@@ -156,6 +156,17 @@ def queued_chunks(session: Session) -> int:
     return int(session.execute(QUEUED).scalar_one())
 
 
+OLDEST_QUEUED = text("""
+SELECT coalesce(CAST(date_part('epoch', now() - min(queued_at)) AS float), 0) FROM job_chunks
+WHERE status = 'pending' AND queued_at IS NOT NULL
+""")
+
+
+def oldest_queued_seconds(session: Session) -> float:
+    """How long ago the oldest message was sent that no worker has taken; 0 if there is none."""
+    return float(session.execute(OLDEST_QUEUED).scalar_one())
+
+
 PUBLISH_AGAIN = text("""
 WITH lost AS (
     SELECT id FROM job_chunks WHERE status = 'pending' AND queued_at < now() - make_interval(secs => :seconds)

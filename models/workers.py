@@ -1,6 +1,7 @@
-"""Which workers are alive: each writes its own row, dispatch reads how many slots there are."""
+"""Which workers are alive and at work: each writes its own row, dispatch reads how many slots there are."""
 
 import datetime
+from dataclasses import dataclass
 
 from sqlalchemy import CheckConstraint, String, func, text
 from sqlalchemy.orm import Mapped, Session, mapped_column
@@ -59,3 +60,26 @@ def _live(session: Session) -> tuple[int, int]:
     """(workers, slots)."""
     workers, slots = session.execute(LIVE, {"seconds": LIVE_SECONDS}).one()
     return int(workers), int(slots)
+
+
+OF_HOST = text("""
+SELECT name, slots - busy AS free, CAST(date_part('epoch', now() - active_at) AS float) AS quiet_seconds
+FROM workers WHERE slots > 0 AND seen_at > now() - make_interval(secs => :seconds)
+    AND split_part(split_part(name, '@', -1), '/', 1) = :host
+ORDER BY name
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class LiveWorker:
+    """A worker seen in the last LIVE_SECONDS; ``quiet_seconds`` ago it last began or ended a chunk."""
+
+    name: str
+    free: int
+    quiet_seconds: float
+
+
+def live_workers_of(session: Session, host: str) -> list[LiveWorker]:
+    """The live workers of one machine, or container."""
+    rows = session.execute(OF_HOST, {"seconds": LIVE_SECONDS, "host": host})
+    return [LiveWorker(*row) for row in rows]

@@ -79,6 +79,14 @@ def ping_broker(settings: Settings) -> None:
         connection.ensure_connection(max_retries=1, interval_start=0)
 
 
+def count_waiting(settings: Settings) -> int:
+    """Messages in the queue. Raises one of AWAY when Redis is not there."""
+    with _connection(settings) as connection:
+        connection.ensure_connection(max_retries=1, interval_start=0)
+        channel: Any = connection.default_channel
+        return int(channel.queue_declare(queue=QUEUE).message_count)
+
+
 def withdraw_messages(
     settings: Settings, existing: Callable[[Collection[int]], Collection[int]], page: int = PAGE
 ) -> int:

@@ -48,6 +48,7 @@ COMMANDS = {
         "db": "Look into the database: rows without a parent.",
         "env": "Print the addresses of the services in use, for a shell.",
         "doctor": "Check everything that is needed and say what to do.",
+        "healthcheck": "Tell a container engine whether the worker or the scheduler here makes progress.",
     },
 }
 """What `pixtrawl --help` lists, without importing a single command."""

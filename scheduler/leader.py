@@ -4,6 +4,8 @@ A leader that is stopped loses its session to ``idle_session_timeout`` and with 
 nothing more, so a second leader can do no harm.
 """
 
+import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -35,6 +37,7 @@ class Leader:
     def __init__(self, connection: Connection, settings: Settings) -> None:
         self.connection = connection
         self.settings = settings
+        self.name = f"{socket.gethostname()}/{os.getpid()}"
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:

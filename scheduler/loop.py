@@ -11,6 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from models.database import deadlocked, first_line, transient
 from models.job_lifecycle import close_job, folder_of, refresh_task_ids, unblock_jobs
+from models.leadership import finish_round
 from models.settings import Settings
 from scheduler.averages import Averager
 from scheduler.broker import Broker
@@ -179,6 +180,7 @@ def upkeep(stages: Stages, broker: Broker, *, patient: bool) -> None:
     stages.run("unblock", partial(unblock, leader), None)
     stages.run("refresh_task_ids", partial(write_task_ids, leader), None)
     stages.run("publish_again", partial(ring_again, leader, broker), None)
+    stages.run("finish_round", partial(write_round, leader), None)
 
 
 def unblock(leader: Leader) -> None:
@@ -193,6 +195,12 @@ def write_task_ids(leader: Leader) -> None:
     """Bring the Celery ids that jobs show up to date."""
     with leader.transaction() as session:
         refresh_task_ids(session)
+
+
+def write_round(leader: Leader) -> None:
+    """Show that there is a leader, and that it works."""
+    with leader.transaction() as session:
+        finish_round(session, leader.name)
 
 
 def ring_again(leader: Leader, broker: Broker) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 from celery import bootsteps
+from celery.worker import state
 from sqlalchemy import Engine, TextClause, text
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -76,8 +77,9 @@ class TellChildren(bootsteps.StartStopStep):
 
 
 SEEN = text("""
-INSERT INTO workers (name, slots, version) VALUES (:name, :slots, :version)
-ON CONFLICT (name) DO UPDATE SET slots = excluded.slots, version = excluded.version, seen_at = now()
+INSERT INTO workers AS w (name, slots, busy, version) VALUES (:name, :slots, :busy, :version)
+ON CONFLICT (name) DO UPDATE SET slots = excluded.slots, busy = excluded.busy, version = excluded.version,
+    seen_at = now(), active_at = CASE WHEN :moved THEN now() ELSE w.active_at END
 """)
 GONE = text("DELETE FROM workers WHERE name = :name OR seen_at < now() - interval '1 day'")
 
@@ -116,14 +118,18 @@ class Heartbeat(bootsteps.StartStopStep):
         engine = make_engine(worker.app.settings.sqlalchemy_url, pooled=False)
         name = f"{worker.hostname}/{os.getpid()}"
         row = {"name": name, "version": version("pixtrawl")}
+        written = None
         while not self.stopped.is_set():
-            self.write(engine, SEEN, row | {"slots": slots_of(worker)})
+            taken, busy = sum(state.total_count.values()), len(state.active_requests)
+            beat = row | {"slots": slots_of(worker), "busy": busy, "moved": (taken, busy) != written}
+            if self.write(engine, SEEN, beat):
+                written = taken, busy
             self.stopped.wait(HEARTBEAT_SECONDS)
         if self.reachable:
             self.write(engine, GONE, row)
 
-    def write(self, engine: Engine, statement: TextClause, row: dict[str, Any]) -> None:
-        """One statement; says once when the database is away, and once when it is back."""
+    def write(self, engine: Engine, statement: TextClause, row: dict[str, Any]) -> bool:
+        """Whether a statement was written; says once that the database is away, and once that it is back."""
         try:
             with transaction(engine) as session:
                 session.execute(statement, row)
@@ -135,6 +141,7 @@ class Heartbeat(bootsteps.StartStopStep):
             if not self.reachable:
                 log.info("database_back", worker=row["name"])
             self.reachable = True
+        return self.reachable
 
 
 def slots_of(worker: Any) -> int:
