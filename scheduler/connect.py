@@ -1,16 +1,28 @@
 """From the settings of a command to services that are there: joined, migrated, with a profile to act for."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pydantic import SecretStr
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError
 
-from models.database import check_schema, make_engine, migrate, ping, revisions, transaction
+from models.database import (
+    check_schema,
+    connection_lost,
+    first_line,
+    make_engine,
+    masked,
+    migrate,
+    ping,
+    revisions,
+    transaction,
+)
 from models.members import create_local_profile
 from models.settings import Settings, read_settings
 from scheduler.devstack import join
 
+WAIT_SECONDS, WAIT_SECONDS_MAX = 0.5, 5.0
 TABLES = text("SELECT count(*) FROM pg_tables WHERE schemaname = current_schema()")
 
 
@@ -59,6 +71,28 @@ def open_database() -> Iterator[tuple[Settings, Engine]]:
             yield settings, engine
         finally:
             engine.dispose()
+
+
+def await_database(settings: Settings, wait: Callable[[float], bool], say: Callable[[str], None]) -> None:
+    """Return once PostgreSQL answers, or ``wait(seconds)`` is true; says once that it is waited for.
+
+    Raises SchemaError when it is at another revision than this program.
+    """
+    engine = make_engine(settings.sqlalchemy_url, pooled=False)
+    seconds = WAIT_SECONDS
+    while True:
+        try:
+            return check_schema(engine)
+        except DBAPIError as error:
+            if not connection_lost(error):
+                raise
+            if seconds == WAIT_SECONDS:
+                say(
+                    f"PostgreSQL is not reachable at {masked(engine.url)}, and is waited for: {first_line(error)}"
+                )
+        if wait(seconds):
+            return None
+        seconds = min(WAIT_SECONDS_MAX, 2 * seconds)
 
 
 def upgrade_database(settings: Settings) -> tuple[str | None, str | None]:

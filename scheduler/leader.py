@@ -61,8 +61,11 @@ class Leader:
 
 
 @contextmanager
-def leadership(settings: Settings, stop: threading.Event) -> Iterator[Leader | None]:
-    """Wait until this process is the leader; None when ``stop`` was set before.
+def leadership(
+    settings: Settings, stop: threading.Event, reached: Callable[[], None] = lambda: None
+) -> Iterator[Leader | None]:
+    """Wait until this process is the leader; None when ``stop`` was set before. ``reached`` is called once the
+    database answers.
 
     Raises SQLAlchemy's DBAPIError when the database is away. Needs a direct connection to PostgreSQL, not one
     pooled by transactions.
@@ -75,6 +78,7 @@ def leadership(settings: Settings, stop: threading.Event) -> Iterator[Leader | N
     )
     try:
         with engine.connect() as connection:
+            reached()
             yield Leader(connection, settings) if _wait_for_lock(connection, stop) else None
             connection.invalidate()  # Closing the session for good releases the lock.
     finally:

@@ -43,16 +43,19 @@ def run_scheduler(settings: Settings, stop: threading.Event) -> None:
     """Lead, or stand by to lead, until ``stop`` is set; a lost database is waited for."""
     payments = open_payments(settings)
     broker = Broker(settings)
+    away = threading.Event()
     try:
         while not stop.is_set():
             try:
-                with leadership(settings, stop) as leader:
+                with leadership(settings, stop, away.clear) as leader:
                     if leader is not None:
                         lead(leader, broker, stop, payments)
             except DBAPIError as error:
                 if not transient(error):
                     raise
-                log.warning("database_away", error=first_line(error))
+                if not away.is_set():
+                    log.warning("database_away", error=first_line(error))
+                away.set()
                 stop.wait(RECONNECT_SECONDS)
     finally:
         broker.close()

@@ -10,6 +10,7 @@ from celery import Celery
 
 from models.logs import configure_logs
 from models.settings import Settings, read_settings
+from worker.outages import quieten_broker_outages
 
 QUEUE = "pixtrawl"
 CRAWL_CHUNK = "crawl_chunk"
@@ -83,3 +84,4 @@ app = PixtrawlCelery("pixtrawl", include=["worker.tasks"], set_as_current=True)
 @celery.signals.setup_logging.connect
 def _setup_logging(**_: object) -> None:
     configure_logs(app.settings)
+    quieten_broker_outages()

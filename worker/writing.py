@@ -56,12 +56,8 @@ def persist(chunk_id: int, write: Callable[[bool], Result]) -> Result:
             if not transient(error) or (leaving() and attempt >= LEAVING_ATTEMPTS_MAX):
                 raise
             unsure = unsure or connection_lost(error)
-            log.warning(
-                "database_retry",
-                chunk=chunk_id,
-                attempt=attempt,
-                error=first_line(error),
-            )
+            say = log.warning if attempt == 1 else log.debug
+            say("database_retry", chunk=chunk_id, attempt=attempt, error=first_line(error))
             time.sleep(min(BACKOFF_SECONDS_MAX, 0.1 * 2**attempt))
 
 

@@ -7,6 +7,7 @@ from functools import partial
 import click
 
 from models.settings import read_settings
+from scheduler.connect import await_database
 from scheduler.interrupts import INTERRUPTED
 from scheduler.parts import follow_command, standing
 
@@ -31,9 +32,12 @@ def scheduler(lifeline: int | None) -> int:
     from models.logs import configure_logs
     from scheduler.loop import run_scheduler
 
-    with standing(read_settings(), partial(click.echo, err=True)) as settings:
+    given, say = read_settings(), partial(click.echo, err=True)
+    with standing(given, say) as settings:
         configure_logs(settings)
         # Only now: before, Ctrl-C ends the start of the services at once.
         signal.signal(signal.SIGINT, leave)
+        if not given.embedded and lifeline is None:
+            await_database(settings, stop.wait, say)
         run_scheduler(settings, stop)
     return INTERRUPTED if signal.SIGINT in received else 0

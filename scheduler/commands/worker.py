@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import warnings
 from functools import partial
 
@@ -11,6 +12,7 @@ import click
 import structlog
 
 from models.settings import Settings, read_settings
+from scheduler.connect import await_database
 from scheduler.interrupts import INTERRUPTED
 from scheduler.parts import follow_command, standing
 
@@ -32,26 +34,11 @@ def worker(concurrency: int | None, lifeline: int | None) -> int:
     if lifeline is not None:
         follow_command(lifeline)
     given = read_settings()
-    with standing(given, partial(click.echo, err=True)) as settings:
+    say = partial(click.echo, err=True)
+    with standing(given, say) as settings:
         if not given.embedded and lifeline is None:
-            refuse_other_schema(settings)
+            await_database(settings, threading.Event().wait, say)
         return run_worker(settings, concurrency or os.cpu_count() or 1)
-
-
-def refuse_other_schema(settings: Settings) -> None:
-    """Raise SchemaError if the database is at another revision; one that is away now is waited for later."""
-    from sqlalchemy.exc import DBAPIError
-
-    from models.database import check_schema, connection_lost, make_engine
-
-    engine = make_engine(settings.sqlalchemy_url)
-    try:
-        check_schema(engine)
-    except DBAPIError as error:
-        if not connection_lost(error):
-            raise
-    finally:
-        engine.dispose()
 
 
 def run_worker(settings: Settings, concurrency: int) -> int:

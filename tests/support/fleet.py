@@ -14,6 +14,7 @@ from sqlalchemy import Engine, text
 
 from models.candidates import pack_candidates
 from models.database import transaction
+from models.jobs import SourceState
 from models.outcomes import Candidate
 from tests.support.crawling import NewJob, new_job, query, read
 from tests.support.processes import Command, environment, parent, until
@@ -98,7 +99,8 @@ def new_crawl(
     """A job for these URLs, split into chunks already."""
     size = chunk_size or len(urls)
     columns = {"store_url": store_url, "balance": 10_000_000} | columns
-    job = new_job(engine, [], paused_at="2000-01-01", **columns)
+    # A scheduler looks at it once it has its chunks: before, it is another service's.
+    job = new_job(engine, [], source_kind=None, source_state=SourceState.SPLITTING, **columns)
     chunks = []
     for index, first in enumerate(range(0, len(urls), size)):
         places = enumerate(urls[first : first + size], first)
@@ -117,8 +119,8 @@ INSERT INTO job_chunks (job_id, chunk_index, image_range, size, candidates)
 VALUES (:job_id, :index, jsonb_build_object('start', CAST(:first AS int), 'end', :first + :size), :size, :packed)
 """)
 COUNT_CHUNKS = text("""
-UPDATE crawl_jobs SET total_chunks = :chunks, total_images = :images, source_position = :images, paused_at = NULL
-WHERE id = :job_id
+UPDATE crawl_jobs SET total_chunks = :chunks, total_images = :images, source_position = :images,
+    source_kind = 'url_list', source_state = 'exhausted' WHERE id = :job_id
 """)
 
 
