@@ -3,15 +3,17 @@
 It measures no time. A plan that depends on a lost index reads thousands of pages here.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from benchmarks.filling import LARGE, Size, fill
 from benchmarks.hot_paths import Paths
 from benchmarks.plans import Explained, Explainer
 from models import audit
 from models.database import transaction
+from models.lifecycle import LOCK, LOOK, OWNED, RENEW
 from models.members import find_user
 from models.reports import job_report
 from tests.support.crawling import change
@@ -123,3 +125,15 @@ def check_books(engine: Engine, job_id: int) -> None:
     assert report["status"] == "cancelled"
     assert report["credits"] == {"held": statement.open, "charged": statement.charged}
     assert report["valid_images"] + sum(report["failures"].values()) == report["total_images"]
+
+
+def test_the_fence_is_found_by_its_key_whatever_the_statistics_say(engine):
+    """Taken when nothing was processing, they make the index on the status look like a way to nothing at once."""
+    fill(engine, SIZE)
+    change(engine, "ANALYZE job_chunks")
+    fence = {"chunk_id": 1, "attempt": 1, "checkpoint": 0, "worker": "worker@test", "lease_seconds": 30}
+    with transaction(engine) as session:
+        for statement in (LOCK, LOOK, RENEW, OWNED):
+            plan = session.execute(text(f"EXPLAIN {statement.text}"), fence).scalars().all()
+            indexes = {found for line in plan for found in re.findall(r"using (\S+) on job_chunks", line)}
+            assert indexes == {"pk_job_chunks"}, plan
