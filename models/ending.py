@@ -3,6 +3,7 @@
 Each takes a Session and never commits. Chunks that another process holds are skipped, never waited for.
 """
 
+import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,7 +45,8 @@ class EndingChunk:
 
 
 EXPIRED = text(f"""
-SELECT {ENDING_COLUMNS} FROM job_chunks c WHERE c.status = 'processing' AND c.lease_until < now()
+SELECT {ENDING_COLUMNS} FROM job_chunks c WHERE c.status = 'processing'
+    AND c.lease_until < coalesce(CAST(:judged_at AS timestamptz), now())
 ORDER BY c.lease_until LIMIT 1 FOR UPDATE SKIP LOCKED
 """)
 RETURN_LOST = text("""
@@ -66,12 +68,16 @@ class RescuedChunk:
     convicted: bool
 
 
-def rescue_chunk(session: Session, lost_leases_max: int) -> RescuedChunk | None:
+def rescue_chunk(
+    session: Session, lost_leases_max: int, judged_at: datetime.datetime | None = None
+) -> RescuedChunk | None:
     """processing → pending with one more lost lease, or with one outcome more: the candidate that ran alone is
     ``worker_lost``; or → failed, the rest ``worker_lost``, the hold settled, when more than ``lost_leases_max``
     were lost in a row. One chunk a transaction keeps the lock order.
+
+    ``judged_at`` is a time of the server's clock that the caller trusts; without it, now.
     """
-    row = session.execute(EXPIRED).one_or_none()
+    row = session.execute(EXPIRED, {"judged_at": judged_at}).one_or_none()
     if row is None:
         return None
     chunk = EndingChunk(*row)

@@ -18,7 +18,7 @@ from scheduler.broker import Broker
 from scheduler.dispatch import bring_along, dispatch
 from scheduler.leader import Leader, leadership
 from scheduler.refills import Refiller
-from scheduler.rescue import drain_job, find_lost_messages, find_stopped, rescue_expired
+from scheduler.rescue import drain_job, find_lost_messages, find_stopped, rescue_expired, server_time
 from scheduler.split import Splitter
 from scheduler.sweep import Sweeper
 from worker.payments import Payments, open_payments
@@ -95,8 +95,8 @@ class Stages:
 class Patience:
     """Whether leases may be judged yet: workers that could not renew them must have had time to.
 
-    They could not while nobody led (PostgreSQL may have been away), nor while this machine slept, which only
-    the wall clock tells.
+    They could not while nobody led (PostgreSQL may have been away), nor while machines slept, nor in the moment in
+    which PostgreSQL's own clock was set forward: its clock tells both.
     """
 
     def __init__(self, now: float, wall: float) -> None:
@@ -104,7 +104,7 @@ class Patience:
         self.until = now + RENEWAL_SECONDS
 
     def over(self, now: float, wall: float) -> bool:
-        """Ask once a round, with the monotonic and the wall clock."""
+        """Ask once a second, with the monotonic clock and the server's."""
         if max(now - self.now, wall - self.wall) > GAP_SECONDS_MAX:
             self.until = now + RENEWAL_SECONDS
         self.now, self.wall = now, wall
@@ -115,14 +115,13 @@ def lead(leader: Leader, broker: Broker, stop: threading.Event, payments: Paymen
     """Work in rounds until ``stop`` is set."""
     splitter = Splitter(leader, open_store(leader.settings.store))
     stages = Stages(leader)
-    patience = Patience(time.monotonic(), time.time())
+    patience = Patience(time.monotonic(), server_time(leader).timestamp())
     refiller, averager = Refiller(leader, payments), Averager(leader)
     next_upkeep = 0.0
     with Sweeper(leader.settings):
         while not stop.is_set():
-            patient = not patience.over(time.monotonic(), time.time())
             if time.monotonic() >= next_upkeep:
-                upkeep(stages, broker, patient=patient)
+                upkeep(stages, broker, patience)
                 # After blocked jobs were looked at: those that still are need what a refill brings.
                 stages.run("refill", refiller.refill, None)
                 stages.run("average", averager.average, None)
@@ -175,15 +174,21 @@ def close_jobs(leader: Leader) -> int:
             leader.meanwhile(sweep_partial, folder, PARTIAL_SECONDS)
 
 
-def upkeep(stages: Stages, broker: Broker, *, patient: bool) -> None:
-    """What needs doing once a second; leases are left alone while ``patient``."""
+def upkeep(stages: Stages, broker: Broker, patience: Patience) -> None:
+    """What needs doing once a second."""
     leader = stages.leader
-    if not patient:
-        stages.run("rescue", partial(rescue_expired, leader), None)
+    stages.run("rescue", partial(judge_leases, leader, patience), None)
     stages.run("unblock", partial(unblock, leader), None)
     stages.run("refresh_task_ids", partial(write_task_ids, leader), None)
     stages.run("publish_again", partial(ring_again, leader, broker), None)
     stages.run("finish_round", partial(write_round, leader), None)
+
+
+def judge_leases(leader: Leader, patience: Patience) -> None:
+    """Take back what expired, unless its worker may just not have had the time to renew it."""
+    now = server_time(leader)
+    if patience.over(time.monotonic(), now.timestamp()):
+        rescue_expired(leader, now)
 
 
 def unblock(leader: Leader) -> None:

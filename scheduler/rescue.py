@@ -1,6 +1,9 @@
 """What went missing: leases that expired, messages that were lost, chunks of jobs that were stopped."""
 
+import datetime
+
 import structlog
+from sqlalchemy import text
 
 from models.ending import drain_cancelled, drain_paused, rescue_chunk
 from models.job_lifecycle import stopped_jobs
@@ -17,11 +20,23 @@ PUBLISHED_AGAIN_MAX = 100
 log = structlog.get_logger()
 
 
-def rescue_expired(leader: Leader) -> None:
-    """processing → pending (or failed) for every chunk whose worker was silent for too long."""
+SERVER_TIME = text("SELECT clock_timestamp()")
+
+
+def server_time(leader: Leader) -> datetime.datetime:
+    """PostgreSQL's clock, the only one that judges leases."""
+    with leader.transaction() as session:
+        now: datetime.datetime = session.execute(SERVER_TIME).scalar_one()
+    return now
+
+
+def rescue_expired(leader: Leader, judged_at: datetime.datetime | None = None) -> None:
+    """processing → pending (or failed) for every chunk whose worker was silent for too long, by the server's clock
+    at ``judged_at``: it may jump right after it was looked at.
+    """
     while True:
         with leader.transaction() as session:
-            rescued = rescue_chunk(session, leader.settings.lost_leases_max)
+            rescued = rescue_chunk(session, leader.settings.lost_leases_max, judged_at)
         if rescued is None:
             return
         log.warning(

@@ -1,5 +1,6 @@
 """The scheduler's rounds on real PostgreSQL, Valkey and files; leadership with real processes."""
 
+import datetime
 import os
 import re
 import signal
@@ -27,7 +28,7 @@ from models.job_lifecycle import (
     unblock_jobs,
 )
 from models.jobs import SourceKind, SourceState
-from models.lifecycle import checkpoint_chunk, hand_back_chunk, settle_chunk
+from models.lifecycle import checkpoint_chunk, hand_back_chunk, renew_lease, settle_chunk
 from models.outcomes import Outcome
 from models.prioritizing import change_priority
 from models.queueing import Message
@@ -36,8 +37,16 @@ from models.splitting import advance_source, splittable_jobs
 from scheduler import dispatch as dispatching
 from scheduler.dispatch import bring_along, dispatch
 from scheduler.leader import IDLE_SECONDS_MAX, Leader, leadership
-from scheduler.loop import GAP_SECONDS_MAX, RENEWAL_SECONDS, Patience, Stages, close_jobs, drain_stopped
-from scheduler.rescue import find_lost_messages, find_stopped, rescue_expired
+from scheduler.loop import (
+    GAP_SECONDS_MAX,
+    RENEWAL_SECONDS,
+    Patience,
+    Stages,
+    close_jobs,
+    drain_stopped,
+    judge_leases,
+)
+from scheduler.rescue import find_lost_messages, find_stopped, rescue_expired, server_time
 from scheduler.split import Splitter, cut
 from tests.support.crawling import (
     NewJob,
@@ -627,6 +636,31 @@ def test_leases_are_judged_once_workers_could_renew_them():
         assert patience.over(now, wall)
     now, wall = now + GAP_SECONDS_MAX + 1, wall + GAP_SECONDS_MAX + 1
     assert not patience.over(now, wall)
+
+
+def test_a_server_clock_that_jumps_costs_no_lease(engine, leader):
+    """All leases seem expired then. Nothing is taken by a time that nobody looked at, nor before workers can renew,
+    which they do at their next look.
+    """
+    new_job(engine, [1])
+    chunk = start_next(engine)
+    patience = Patience(time.monotonic(), server_time(leader).timestamp() - 3600)
+    change(engine, "UPDATE job_chunks SET lease_until = now() - interval '1 h'")
+    judge_leases(leader, patience)
+    before = server_time(leader) - datetime.timedelta(hours=2)
+    rescue_expired(leader, before)
+    assert read_chunk(engine, chunk.fence.chunk_id)["status"] == "processing"
+    for lease in ("- interval '1 h'", "+ interval '1 h'"):  # Set forward, set back.
+        change(engine, f"UPDATE job_chunks SET lease_until = now() {lease}")
+        with transaction(engine) as session:
+            assert renew_lease(session, chunk.fence, 30).owned
+        left = query(engine, "SELECT date_part('epoch', lease_until - now()) FROM job_chunks")[0][0]
+        assert 20 < left <= 30
+    change(engine, "UPDATE job_chunks SET lease_until = now() - interval '1 s'")
+    patience.until = 0
+    judge_leases(leader, patience)
+    assert read_chunk(engine, chunk.fence.chunk_id)["status"] == "pending"
+    check_books(engine)
 
 
 def test_lost_messages_do_not_pile_up(engine, leader):
