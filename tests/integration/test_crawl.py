@@ -33,6 +33,7 @@ from tests.support.processes import until
 from tests.support.site import Site
 from worker.child import Child
 from worker.crawl import ChunkRun, crawl_chunk
+from worker.store import FolderStore
 from worker.transport import GuardedTransport
 from worker.watchdog import Work
 
@@ -317,3 +318,49 @@ def test_the_lease_is_renewed_while_the_store_is_slow(engine, child, site, tmp_p
     assert crawl(child, engine) == 1
     assert seen == [True, True]
     assert read_chunk(engine, 1)["status"] == "completed"
+
+
+class LeftError(Exception):
+    """The process would have ended here, and with it this test."""
+
+
+def test_a_chunk_from_which_nothing_comes_is_given_up(engine, child, site, tmp_path, monkeypatch) -> None:
+    """When all that a candidate may take is over without an outcome, the lease ends now, with what is done."""
+
+    def leave() -> None:
+        raise LeftError
+
+    monkeypatch.setattr("worker.crawl.silence_seconds_max", lambda _: 1.0)
+    monkeypatch.setattr("worker.crawl.leave_at_once", leave)
+    job_of(engine, [f"{site.url}/free/1", f"{site.url}/held/1"], tmp_path.as_uri())
+    with pytest.raises(LeftError):
+        crawl(child, engine)
+    chunk = read_chunk(engine, 1)
+    assert (chunk["status"], chunk["accepted"]) == ("processing", 1)
+    assert chunk["lease_until"] <= datetime.datetime.now(datetime.UTC)
+    check_books(engine)
+
+
+def test_a_sync_that_hangs_ends_its_process(engine, child, site, tmp_path, monkeypatch) -> None:
+    """A disk that never finishes holds the chunk for as long as the store may take; then it waits for another
+    worker, and what cannot be synced has no row.
+    """
+    hanging = threading.Event()
+
+    def leave() -> None:
+        raise LeftError
+
+    monkeypatch.setattr("worker.crawl.FAREWELL_SECONDS", 0.5)
+    monkeypatch.setattr("worker.crawl.leave_at_once", leave)
+    monkeypatch.setattr(FolderStore, "sync", lambda _: hanging.wait(30))
+    child.settings = child.settings.model_copy(update={"store_seconds_max": 1.0})
+    job_of(engine, [f"{site.url}/free/1"], tmp_path.as_uri())
+    try:
+        with pytest.raises(LeftError):
+            crawl(child, engine)
+    finally:
+        hanging.set()
+    chunk = read_chunk(engine, 1)
+    assert (chunk["status"], chunk["accepted"], chunk["retry_count"]) == ("pending", 0, 0)
+    assert chunk["available_at"] is not None
+    check_books(engine)
