@@ -12,10 +12,8 @@ from dataclasses import dataclass, field
 from sqlalchemy import Row, text
 from sqlalchemy.orm import Session
 
-from models.closing import being_closed
-from models.jobs import ChunkStatus
 from models.outcomes import FINAL, TRANSIENT, TRANSIENT_STATUSES, Reason
-from models.recording import Tally, count_job
+from models.reopening import RetryableJob, lock_job, reopen_job
 
 CHUNKS_MAX = 50
 CANDIDATES_MAX = 5000
@@ -24,10 +22,6 @@ CANDIDATES_MAX = 5000
 
 BEFORE_ALL = -1
 """Stands before every chunk."""
-
-
-class RetryError(Exception):
-    """A job cannot be retried as it is, or as asked. The message is one sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +48,13 @@ class Selection:
         """Whether candidates that were never handed out come back, too."""
         return self.chunk_ids is None and Reason.CANCELLED in self.reasons
 
+    def possible(self, failures: Mapping[str, int]) -> int:
+        """So many of a job's ``failures`` match at most, by its counters."""
+        reasons = {reason.value for reason in self.reasons}
+        if self.statuses:
+            reasons.add(Reason.HTTP_STATUS.value)
+        return sum(count for reason, count in failures.items() if reason in reasons)
+
 
 TRANSIENT_FAILURES = Selection(TRANSIENT, TRANSIENT_STATUSES)
 ALL_FAILURES = Selection(frozenset(Reason) - FINAL)
@@ -61,52 +62,6 @@ ALL_FAILURES = Selection(frozenset(Reason) - FINAL)
 MATCHING = """(f.reason = ANY(CAST(:reasons AS text[]))
     OR (f.reason = 'http_status' AND f.http_status = ANY(CAST(:statuses AS int[]))))"""
 OF_CHUNKS = "(CAST(:chunk_ids AS int[]) IS NULL OR {0} = ANY(CAST(:chunk_ids AS int[])))"
-
-
-@dataclass(frozen=True, slots=True)
-class RetryableJob:
-    """A job with its row locked. So many candidates are ``wanted`` at most: more could exceed ``max_images``."""
-
-    id: int
-    priority: int
-    unit_price: int
-    wanted: int
-    failures: Mapping[str, int]
-    source_step: int
-    input: str | None
-
-    def possible(self, selection: Selection) -> int:
-        """So many failures match at most, by the job's counters."""
-        reasons = {reason.value for reason in selection.reasons}
-        if selection.statuses:
-            reasons.add(Reason.HTTP_STATUS.value)
-        return sum(count for reason, count in self.failures.items() if reason in reasons)
-
-
-JOB = text("""
-SELECT j.priority, j.unit_price,
-    greatest(0, j.max_images - j.source_position + j.failed_images) AS wanted, j.failures, j.source_step,
-    j.source->>'object' AS input, j.source_kind, p.user_id,
-    j.completed_at IS NULL AND j.cancelled_at IS NOT NULL AS stopping
-FROM crawl_jobs j JOIN projects p ON p.id = j.project_id WHERE j.id = :job_id FOR NO KEY UPDATE OF j
-""")
-
-
-def lock_job(session: Session, job_id: int) -> RetryableJob:
-    """The job, which neither ends nor is cancelled until the caller's transaction does.
-
-    Raises RetryError when there is none, or when nothing of it can be tried again now.
-    """
-    row = session.execute(JOB, {"job_id": job_id}).one_or_none()
-    if row is None:
-        raise RetryError(f"There is no job {job_id}: `pixtrawl jobs` shows those there are.")
-    if row.source_kind is None:
-        raise RetryError(f"Job {job_id} was made by another service, which has its candidates.")
-    if row.stopping:
-        raise RetryError(f"Job {job_id} is being cancelled: try again once `pixtrawl watch {job_id}` ends.")
-    if being_closed(session, row.user_id):
-        raise RetryError(f"Job {job_id} belongs to a user who is being deleted.")
-    return RetryableJob(job_id, *row[:6])
 
 
 @dataclass(slots=True)
@@ -157,7 +112,7 @@ def retry_chunks(
         retried.chunks = len(candidates)
         _reopen_chunks(session, job, candidates)
         statuses = Counter(chunk.status for chunk in chunks if chunk.id in candidates)
-        _reopen_job(session, job_id, retried.reasons, statuses)
+        reopen_job(session, job_id, retried.reasons, statuses)
     return retried
 
 
@@ -229,60 +184,6 @@ FROM unnest(CAST(:ids AS int[]), CAST(:counts AS int[])) AS again (id, candidate
 def _reopen_chunks(session: Session, job: RetryableJob, candidates: Counter[int]) -> None:
     parameters = {"ids": list(candidates), "counts": list(candidates.values()), "priority": job.priority}
     session.execute(REOPEN_CHUNKS, parameters)
-
-
-REOPEN_JOB = text("""
-UPDATE crawl_jobs SET status = 'running', completed_at = NULL, cancelled_at = NULL,
-    dispatched_at = CASE WHEN completed_at IS NULL THEN dispatched_at ELSE now() END,
-    progress = least(99, greatest(
-        100 * CAST(valid_images + failed_images AS bigint) / greatest(total_images, 1),
-        100 * CAST(valid_images AS bigint) / max_images))
-WHERE id = :job_id
-""")
-"""A job that ended long ago is as urgent as a new one: ageing begins now."""
-
-
-def _reopen_job(
-    session: Session, job_id: int, reasons: Counter[str], statuses: Counter[str] | None = None
-) -> None:
-    """ended → running, or running → running: these failures are none any more, these chunks have not ended."""
-    ended = statuses or Counter()
-    tally = Tally(failures={reason: -number for reason, number in reasons.items()})
-    completed, failed = -ended[ChunkStatus.COMPLETED], -ended[ChunkStatus.FAILED]
-    count_job(session, job_id, tally, completed=completed, failed_chunks=failed)
-    session.execute(REOPEN_JOB, {"job_id": job_id})
-
-
-LEFT_OUT = text("""
-SELECT f.position, f.position_end FROM failures f JOIN crawl_jobs j ON j.id = f.job_id
-WHERE f.job_id = :job_id AND f.position = (SELECT max(position) FROM failures WHERE job_id = :job_id)
-    AND f.chunk_id IS NULL AND f.reason = 'cancelled' AND j.status = 'cancelled' AND j.source_state = 'exhausted'
-    AND j.source_position = f.position_end + 1
-""")
-REWIND = text("""
-UPDATE crawl_jobs SET source_position = :position, source_state = 'splitting', source_step = source_step + 1
-WHERE id = :job_id AND source_step = :step RETURNING id
-""")
-DELETE_RANGE = text("DELETE FROM failures WHERE job_id = :job_id AND position = :position")
-
-
-def never_handed_out(session: Session, job_id: int) -> range:
-    """Positions of a cancelled job that were in no chunk when it was cancelled."""
-    row = session.execute(LEFT_OUT, {"job_id": job_id}).one_or_none()
-    return range(0) if row is None else range(row.position, row.position_end + 1)
-
-
-def rewind_source(session: Session, job: RetryableJob) -> int:
-    """source exhausted by cancelling → splitting where it stood, and the job → running. Returns how many
-    candidates may be handed out again.
-    """
-    left = never_handed_out(session, job.id)
-    parameters = {"job_id": job.id, "position": left.start, "step": job.source_step}
-    if not left or session.execute(REWIND, parameters).first() is None:
-        return 0
-    session.execute(DELETE_RANGE, parameters)
-    _reopen_job(session, job.id, Counter({Reason.CANCELLED.value: len(left)}))
-    return len(left)
 
 
 OLDEST = text(f"""

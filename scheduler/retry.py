@@ -12,18 +12,14 @@ from sqlalchemy import Engine
 from models.database import transaction
 from models.job_lifecycle import log_activity
 from models.outcomes import Reason
+from models.reopening import RetryableJob, RetryError, lock_job, never_handed_out, rewind_source
 from models.retrying import (
     BEFORE_ALL,
-    RetryableJob,
-    RetryError,
     Selection,
     any_failures,
     chunks_elsewhere,
-    lock_job,
-    never_handed_out,
     oldest_failures,
     retry_chunks,
-    rewind_source,
 )
 from worker.store import MissingObjectError, open_store
 
@@ -95,7 +91,7 @@ def retry_ended_chunks(engine: Engine, done: Retry, selection: Selection) -> boo
     """
     job = done.job
     until = None
-    if job.wanted < job.possible(selection):
+    if job.wanted < selection.possible(job.failures):
         with transaction(engine) as session:
             until = oldest_failures(session, job.id, selection, job.wanted)
     after: int | None = BEFORE_ALL

@@ -7,7 +7,8 @@ import click
 
 from models.database import transaction
 from models.outcomes import FINAL, Reason
-from models.retrying import ALL_FAILURES, TRANSIENT_FAILURES, RetryError, Selection
+from models.reopening import RetryError
+from models.retrying import ALL_FAILURES, TRANSIENT_FAILURES, Selection
 from models.workers import live_slots
 from scheduler.commands.jobs import job_argument
 from scheduler.commands.options import json_option

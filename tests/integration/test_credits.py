@@ -34,7 +34,8 @@ from models.lifecycle import (
 )
 from models.outcomes import Candidate, Outcome, Reason
 from models.queueing import Message, publish_again
-from models.retrying import ALL_FAILURES, TRANSIENT_FAILURES, RetryError, Selection, retry_chunks
+from models.reopening import RetryError
+from models.retrying import ALL_FAILURES, TRANSIENT_FAILURES, Selection, retry_chunks
 from tests.support.crawling import (
     LEASE_SECONDS,
     NewJob,

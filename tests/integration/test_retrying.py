@@ -16,11 +16,11 @@ from models.jobs import SourceState
 from models.lifecycle import checkpoint_chunk, hand_back_chunk, start_chunk
 from models.outcomes import Outcome, Reason
 from models.queueing import claim_chunks, queue_chunks
+from models.reopening import RetryError
 from models.retrying import (
     ALL_FAILURES,
     TRANSIENT_FAILURES,
     Retried,
-    RetryError,
     Selection,
     retry_chunks,
 )
@@ -216,11 +216,15 @@ def test_a_cancelled_job_goes_on_where_it_was(engine, tmp_path):
     check_books(engine)
 
 
-def test_a_cancelled_job_without_its_input_stays_as_it_is(engine, tmp_path):
+@pytest.mark.parametrize("swept", [False, True])
+def test_a_cancelled_job_without_its_input_stays_as_it_is(engine, tmp_path, swept):
     """One sentence, and nothing changed; what needs no input can still be tried again."""
     url = tmp_path.as_uri()
     job = cancelled_job(engine, url, 50)
-    open_store(url).delete(["inputs/list.txt"])
+    if swept:
+        change(engine, "UPDATE crawl_jobs SET source = source - 'object'")
+    else:
+        open_store(url).delete(["inputs/list.txt"])
     with pytest.raises(RetryError, match=r"copy of the input of job \d+ is gone"):
         retry(engine, url, job.id, ALL_FAILURES)
     assert read_job(engine, job.id)["status"] == "cancelled"
@@ -414,6 +418,11 @@ def test_what_cannot_be_retried(engine, tmp_path):
     assert refusal(job.id, chunks) == f"Job {job.id} has no chunk {other.chunk_ids[0]}, 998."
     change(engine, "UPDATE crawl_jobs SET source_kind = NULL WHERE id = :id", id=other.id)
     assert "made by another service" in refusal(other.id)
+    change(
+        engine, "UPDATE crawl_jobs SET deleting_at = now(), cancelled_at = now() WHERE id = :id", id=job.id
+    )
+    assert refusal(job.id) == f"Job {job.id} is being deleted: `pixtrawl delete {job.id}` completes that."
+    change(engine, "UPDATE crawl_jobs SET deleting_at = NULL, cancelled_at = NULL WHERE id = :id", id=job.id)
     change(engine, "UPDATE credit_accounts SET closing_at = now()")
     assert "is being deleted" in refusal(job.id)
     assert read_chunk(engine, job.chunk_ids[0])["status"] == "completed"
