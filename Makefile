@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-postgres test-migrations check format docs lock bench bench-size bench-bloat clean
+.PHONY: help venv demo test test-postgres test-migrations check format docs lock bench bench-size bench-bloat chaos clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -40,6 +40,9 @@ bench-size: venv ## Measure every database path at a million rows (ARGS="--write
 
 bench-bloat: venv ## Measure what 100,000 settles leave in the hot tables (ARGS="--settles 100000 --write")
 	@$(BIN)/python -m benchmarks.bloat $(ARGS)
+
+chaos: venv ## Break a whole system in every way and check that nothing was lost (ARGS="--minutes 60 --write")
+	@$(BIN)/python -m chaos $(ARGS)
 
 docs: venv ## Write docs/DATABASE_SCHEMA.md from the models
 	@$(BIN)/python -m docs.database_schema

@@ -1,0 +1,1 @@
+"""The faults, by noun. Every module here is loaded; a function with chaos.registry's decorator is a fault."""

@@ -1,0 +1,77 @@
+"""What people do at the wrong moment: cancel, pause, delete a user, while their work is under way."""
+
+import random
+import time
+
+from chaos.crowd import submit
+from chaos.processes import until
+from chaos.registry import BrokenPromiseError, fault
+from chaos.site import ACCEPTED, Line
+from chaos.system import Job, System
+from models.database import transaction
+from models.job_lifecycle import pause_job, resume_job
+
+CANCEL_SECONDS_MAX = 6
+"""Two seconds for the transfers in flight and their settlement, and the scheduler's round that closes the job."""
+LINES = 100
+
+ENDED = "SELECT status FROM crawl_jobs WHERE id = :id AND completed_at IS NOT NULL"
+ACTIVE = "SELECT FROM crawl_jobs WHERE id = :id AND active_chunks > 0"
+
+
+def _good_lines(system: System, chance: random.Random, kind: str = "good") -> list[Line]:
+    first = chance.randrange(1 << 24, 1 << 25)
+    return [Line(f"{system.site.url}/{kind}/{first + place}", ACCEPTED) for place in range(LINES)]
+
+
+def _own_job(system: System, chance: random.Random, user: str) -> Job:
+    """A job of a fault's own, under way; the common check is not asked about it, since it does not complete."""
+    job = submit(system, system.engine, user, _good_lines(system, chance, "slow"))
+    system.acknowledged.remove(job)
+    until(lambda: system.query(ACTIVE, id=job.id), "the first chunk of a job")
+    return job
+
+
+@fault(full=20)
+def cancel_job(system: System, chance: random.Random) -> None:
+    """A job is cancelled while its chunks are in flight: it ends within seconds, all that is stored is paid for."""
+    job = _own_job(system, chance, chance.choice(system.users))
+    time.sleep(chance.uniform(0, 1))
+    began = time.monotonic()
+    finished = system.command("cancel", str(job.id))
+    if finished.returncode != 0:
+        raise BrokenPromiseError(f"pixtrawl cancel ended with {finished.returncode}: {finished.stderr}")
+    [(status,)] = until(lambda: system.query(ENDED, id=job.id), "the end of a cancelled job")
+    seconds = time.monotonic() - began
+    if seconds > CANCEL_SECONDS_MAX or status != "cancelled":
+        raise BrokenPromiseError(f"a cancelled job is {status} after {seconds:.1f} s")
+
+
+@fault(full=20)
+def pause_and_resume(system: System, chance: random.Random) -> None:
+    """Every job is paused for a moment and resumed."""
+    ids = [row.id for row in system.query("SELECT id FROM crawl_jobs WHERE completed_at IS NULL ORDER BY id")]
+    with transaction(system.engine) as session:
+        paused = [job_id for job_id in ids if pause_job(session, job_id)]
+    time.sleep(chance.uniform(0, 2))
+    with transaction(system.engine) as session:
+        for job_id in paused:
+            resume_job(session, job_id)
+
+
+@fault(full=10, deadline_seconds=120)
+def delete_user(system: System, chance: random.Random) -> None:
+    """``pixtrawl users delete`` while the user's chunks are in flight: nothing is left, others work on."""
+    email = f"leaving-{chance.randrange(1 << 60)}@example.invalid"
+    user_id = system.create_user(email)
+    job = _own_job(system, chance, email)
+    finished = system.command("users", "delete", email, "--yes")
+    if finished.returncode != 0:
+        raise BrokenPromiseError(f"pixtrawl users delete ended with {finished.returncode}: {finished.stderr}")
+    until(
+        lambda: not system.query("SELECT FROM job_chunks WHERE job_id = :id", id=job.id), "its last chunk", 10
+    )
+    left = system.query("SELECT FROM credit_transactions WHERE user_id = :id", id=user_id)
+    objects = [path for path in (system.store / "jobs" / str(job.id)).glob("*.*") if "#" not in path.name]
+    if left or objects:
+        raise BrokenPromiseError(f"a deleted user left {len(left)} transactions and {len(objects)} objects")

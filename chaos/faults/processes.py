@@ -1,0 +1,200 @@
+"""Workers and schedulers that are killed, stopped, paused, replaced and scaled."""
+
+import random
+import re
+import signal
+import time
+from functools import partial
+from typing import Any
+
+from chaos.processes import Part, owner_of_port, send, until
+from chaos.proxy import Trap
+from chaos.registry import BrokenPromiseError, fault
+from chaos.system import System, leads
+
+WORKER, SCHEDULER = b"pixtrawl worker", b"pixtrawl scheduler"
+TRAP_SECONDS_MAX = 40
+TAKEOVER_SECONDS_MAX = 10
+HAND_BACK_SECONDS_MAX = 5
+BLOCKED_SECONDS_MAX = 11
+"""PostgreSQL ends a transaction that is idle for 10 s, and looks when the timer tells it to."""
+STATEMENTS = 30
+"""Statements of one process of which one at random is the last."""
+
+CHUNK_OF = "SELECT id, attempt FROM job_chunks WHERE status = 'processing' AND worker LIKE '%/' || :pid"
+LOCK_JOBS = "SELECT FROM crawl_jobs WHERE completed_at IS NULL ORDER BY id FOR UPDATE"
+STUCK = "SELECT FROM job_chunks WHERE retry_count > 0 LIMIT 1"
+STILL = "SELECT id FROM job_chunks WHERE id = :id AND attempt = :attempt AND status = 'processing'"
+
+
+@fault(full=200, short=2, gap_seconds=2)
+def kill_pool_child(system: System, chance: random.Random) -> None:
+    """SIGKILL of a worker's pool child at a random moment."""
+    worker = chance.choice(system.workers)
+    send(chance.choice(until(worker.children, "a child of the pool")), signal.SIGKILL)
+
+
+@fault(full=60)
+def kill_pool_child_at_a_statement(system: System, chance: random.Random) -> None:
+    """SIGKILL of a pool child exactly before or after one of its statements reached PostgreSQL."""
+    _kill_at_a_statement(system, chance, WORKER)
+
+
+@fault(full=40)
+def kill_worker(system: System, chance: random.Random) -> None:
+    """SIGKILL of a whole worker, which is started again."""
+    worker = chance.choice(system.workers)
+    worker.kill()
+    worker.start()
+
+
+@fault(full=60)
+def kill_scheduler_at_a_statement(system: System, chance: random.Random) -> None:
+    """SIGKILL of the scheduler exactly before or after one of its statements reached PostgreSQL."""
+    _kill_at_a_statement(system, chance, SCHEDULER)
+    for scheduler in system.schedulers:
+        scheduler.wait(1)
+        scheduler.start()
+
+
+def _kill_at_a_statement(system: System, chance: random.Random, who: bytes) -> None:
+    answered, skip = chance.random() < 0.5, chance.randrange(STATEMENTS)
+    with system.database.trap(b"", who=who, answered=answered, held=True, skip=skip) as trap:
+        trap.wait(TRAP_SECONDS_MAX)
+        kill_owner(trap)
+
+
+def kill_owner(trap: Trap) -> None:
+    """SIGKILL of the process whose connection a trap holds."""
+    send(owner_of_port(trap.port), signal.SIGKILL)
+
+
+@fault(full=10, gap_seconds=1)
+def stop_past_the_lease(system: System, chance: random.Random) -> None:
+    """SIGSTOP of a pool child until its chunk has another owner, then SIGCONT: the zombie writes nothing."""
+    pids = [pid for worker in system.workers for pid in worker.children()]
+    pid, chunk = until(lambda: _busy_child(system, chance, pids), "a child with a chunk")
+    send(pid, signal.SIGSTOP)
+    try:
+        until(lambda: not system.query(STILL, id=chunk.id, attempt=chunk.attempt), "the rescue", 20)
+    finally:
+        send(pid, signal.SIGCONT)
+    said = until(lambda: _last_words(system, chunk), f"what the zombie says of chunk {chunk.id}")
+    if said != ["chunk_lost"]:
+        raise BrokenPromiseError(f"a zombie says {said} of chunk {chunk.id}, attempt {chunk.attempt}")
+
+
+def _last_words(system: System, chunk: Any) -> list[str]:
+    """How a worker's attempt at a chunk ended, by its own word."""
+    logs = [worker.log.read_text("utf-8") for worker in system.workers]
+    attempt = rf"attempt={chunk.attempt} chunk={chunk.id} "
+    return re.findall(rf"\] (chunk_lost|chunk_settled|chunk_handed_back) {attempt}", "".join(logs))
+
+
+def _busy_child(system: System, chance: random.Random, pids: list[int]) -> tuple[int, Any] | None:
+    pid = chance.choice(pids)
+    found = system.query(CHUNK_OF, pid=str(pid))
+    return (pid, found[0]) if found else None
+
+
+@fault(full=10)
+def stop_in_a_transaction(system: System, _chance: random.Random) -> None:
+    """SIGSTOP of a pool child that has locked its job and account: others wait for 10 s at most."""
+    with system.database.trap(b"UPDATE crawl_jobs", who=WORKER, held=True, answered=True) as trap:
+        trap.wait(TRAP_SECONDS_MAX)
+        pid = owner_of_port(trap.port)
+        send(pid, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        with system.engine.begin() as connection:
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{2 * BLOCKED_SECONDS_MAX}s'")
+            connection.exec_driver_sql(LOCK_JOBS)
+        waited = time.monotonic() - began
+    finally:
+        send(pid, signal.SIGCONT)
+    if waited > BLOCKED_SECONDS_MAX:
+        raise BrokenPromiseError(f"a stopped worker blocked others for {waited:.1f} s")
+
+
+@fault(full=10)
+def pause_the_leader(system: System, _chance: random.Random) -> None:
+    """SIGSTOP of the leading scheduler: the standby leads in under 10 s, the old leader's session is gone."""
+    with system.second_scheduler() as standby:
+        leader = next(part for part in system.schedulers if part is not standby)
+        leader.signal(signal.SIGSTOP)
+        began = time.monotonic()
+        try:
+            until(lambda: leads(standby), "another leader", 30)
+            seconds = time.monotonic() - began
+        finally:
+            leader.signal(signal.SIGCONT)
+        until(lambda: not leads(leader), "the old leader's word that its session is gone")
+        if seconds > TAKEOVER_SECONDS_MAX:
+            raise BrokenPromiseError(f"the takeover took {seconds:.1f} s")
+
+
+@fault(full=10)
+def restart_workers_in_turn(system: System, _chance: random.Random) -> None:
+    """SIGTERM of every worker in turn: each leaves within 5 s, and no lease is lost."""
+    rescued = _rescued(system)
+    for worker in system.workers:
+        _leave(worker)
+        worker.start()
+        until(partial(system.seen, worker), "the heartbeat of the new worker")
+    if _rescued(system) != rescued:
+        raise BrokenPromiseError("a worker that was asked to leave lost its lease")
+
+
+@fault(full=5, deadline_seconds=120)
+def scale_workers(system: System, _chance: random.Random) -> None:
+    """One worker, then eight (short: three), then one again, under load."""
+    first, *others = system.workers
+    for worker in others:
+        _leave(worker)
+    added = [system.add_worker() for _ in range(7 - len(others) if system.full else 1)]
+    try:
+        for worker in (*others, *added):
+            worker.start()
+        until(lambda: all(system.seen(worker) for worker in system.workers), "the heartbeat of all workers")
+        for worker in (*others, *added):
+            _leave(worker)
+    finally:
+        for worker in added:
+            worker.stop()
+            system.workers.remove(worker)
+    if not first.running:
+        raise BrokenPromiseError("the worker that was to stay is gone")
+
+
+def _leave(worker: Part) -> None:
+    """SIGTERM, and the measured end."""
+    began = time.monotonic()
+    worker.signal(signal.SIGTERM)
+    code = worker.wait(30)
+    seconds = time.monotonic() - began
+    if code != 0 or seconds > HAND_BACK_SECONDS_MAX:
+        raise BrokenPromiseError(f"the {worker.name} left after {seconds:.1f} s with exit code {code}")
+
+
+def _rescued(system: System) -> int:
+    return sum(scheduler.log.read_text("utf-8").count("chunk_rescued") for scheduler in system.schedulers)
+
+
+@fault(full=10, deadline_seconds=120)
+def kill_everything(system: System, chance: random.Random) -> None:
+    """SIGKILL of every worker and scheduler, of PostgreSQL and Valkey at once; all are started again."""
+    victims = [*system.parts]
+    chance.shuffle(victims)
+    for part in victims:
+        part.signal(signal.SIGKILL)
+    for server in (system.postgres, system.valkey):
+        send(server.pid, signal.SIGKILL)
+    for part in victims:
+        part.wait()
+    system.mend()
+
+
+@fault(full=3, deadline_seconds=150, poison=1)
+def poison_image(system: System, _chance: random.Random) -> None:
+    """A picture that no decoder ends: it alone is worker_lost."""
+    until(lambda: system.query(STUCK), "a chunk whose decoder was given up")

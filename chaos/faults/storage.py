@@ -1,0 +1,63 @@
+"""A store that is full, read-only, gone or not synced, and commits that fail after the objects were written."""
+
+import contextlib
+import random
+import resource
+import time
+from collections.abc import Iterable
+
+from chaos.faults.processes import TRAP_SECONDS_MAX, WORKER, kill_owner
+from chaos.processes import until
+from chaos.registry import fault
+from chaos.system import System
+
+PARKED = "SELECT id FROM job_chunks WHERE status = 'pending' AND available_at IS NOT NULL"
+
+
+@fault(full=20, deadline_seconds=120)
+def store_replaced_by_a_file(system: System, chance: random.Random) -> None:
+    """The folder of the jobs' images becomes a file, so that nothing can be written; later it is there again."""
+    jobs = system.store / "jobs"
+    aside = system.store / "jobs.aside"
+    jobs.rename(aside)
+    jobs.touch()
+    try:
+        until(lambda: system.query(PARKED), "a chunk that is parked")
+        time.sleep(chance.uniform(0, 2))
+    finally:
+        jobs.unlink()
+        aside.rename(jobs)
+
+
+@fault(full=20, deadline_seconds=120)
+def disk_full(system: System, chance: random.Random) -> None:
+    """No worker can write a byte to a file for a while (RLIMIT_FSIZE), its own log included."""
+    pids = [pid for worker in system.workers for pid in worker.members()]
+    _limit_files(pids, 0)
+    try:
+        until(lambda: system.query(PARKED), "a chunk that is parked")
+        time.sleep(chance.uniform(0, 2))
+    finally:
+        _limit_files([pid for worker in system.workers for pid in worker.members()], resource.RLIM_INFINITY)
+
+
+def _limit_files(pids: Iterable[int], size: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, hard))
+
+
+@fault(full=50, short=2)
+def objects_written_and_commit_lost(system: System, _chance: random.Random) -> None:
+    """SIGKILL between the write of the objects and the COMMIT of the rows that name them."""
+    with system.database.trap(b"INSERT INTO images", who=WORKER, held=True, answered=True) as trap:
+        trap.wait(TRAP_SECONDS_MAX)
+        kill_owner(trap)
+
+
+@fault(full=50)
+def objects_written_and_commit_refused(system: System, _chance: random.Random) -> None:
+    """The connection is cut between the write of the objects and the COMMIT of the rows that name them."""
+    with system.database.trap(b"INSERT INTO images", who=WORKER, answered=True) as trap:
+        trap.wait(TRAP_SECONDS_MAX)
