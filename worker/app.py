@@ -57,6 +57,8 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
         "broker_connection_timeout": 10,
+        # A Redis that refuses a command (it is full, read-only, loading) is away; it must not end the worker.
+        "broker_channel_error_retry": True,
         "task_default_queue": QUEUE,
         "task_default_priority": 4,
         "task_ignore_result": True,

@@ -99,3 +99,14 @@ def black_hole_redis(system: System, chance: random.Random) -> None:
 def reset_redis_connections(system: System, _chance: random.Random) -> None:
     """Every connection to Redis is reset."""
     system.broker.reset()
+
+
+@fault(full=10)
+def fill_redis(system: System, chance: random.Random) -> None:
+    """Redis is at its maxmemory for a while and refuses to store anything."""
+    with _client(system) as client:
+        client.config_set("maxmemory", "1")
+        try:
+            time.sleep(chance.uniform(5, 15) if system.full else 2)
+        finally:
+            client.config_set("maxmemory", "0")
