@@ -73,6 +73,8 @@ def run_all(chosen: Sequence[Fault], options: argparse.Namespace) -> Iterator[Re
                 yield result
                 if not result.good:
                     break
+        for sentence in system.reluctant:
+            print(f"    {sentence}", flush=True)
         if time.monotonic() >= deadline:
             return
 

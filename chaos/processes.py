@@ -42,6 +42,7 @@ class Part:
         self.environment = dict(environment)
         self.process: subprocess.Popen[bytes] | None = None
         self._groups: list[int] = []
+        self._asked: set[int] = set()
 
     @property
     def pid(self) -> int:
@@ -97,12 +98,18 @@ class Part:
         self.signal(signal.SIGKILL)
         self.wait()
 
-    def stop(self) -> int | None:
-        """SIGTERM and wait; SIGKILL to what is left of the group; the exit code."""
-        code: int | None = None
-        if self.process is not None:
+    def ask(self) -> None:
+        """SIGTERM, once: a second one may meet a process whose handlers are gone already."""
+        if self.process is not None and self.process.pid not in self._asked:
+            self._asked.add(self.process.pid)
             self.signal_all(signal.SIGCONT)
             self.signal(signal.SIGTERM)
+
+    def stop(self) -> int | None:
+        """Ask it to leave and wait; SIGKILL to what is left of the group. The exit code, None after 15 s."""
+        code: int | None = None
+        if self.process is not None:
+            self.ask()
             code = self.wait(STOP_SECONDS_MAX)
             self.signal_all(signal.SIGKILL)
             self.process.wait()

@@ -56,7 +56,8 @@ class System:
     """A context manager. Faults reach into all of it; ``mend`` makes it whole again.
 
     ``full`` tells faults to last as long as they do in the world outside, rather than seconds. With ``keep`` the
-    folder of a system that ``failed`` is left for somebody to look at.
+    folder of a system that ``failed`` is left for somebody to look at. ``reluctant`` says at the end which part
+    did not leave in peace when it was asked to.
     """
 
     def __init__(self, *, full: bool = False, keep: bool = False, **settings: Any) -> None:
@@ -65,6 +66,7 @@ class System:
         self.failed = False
         self.users = USERS
         self.acknowledged: list[Job] = []
+        self.reluctant: list[str] = []
         self.overrides = SETTINGS | settings
         self.stack = ExitStack()
         self.workers: list[Part] = []
@@ -173,10 +175,12 @@ class System:
 
     def _stop_parts(self) -> None:
         for part in self.parts:
-            part.signal_all(signal.SIGCONT)
-            part.signal(signal.SIGTERM)
+            part.ask()
         for part in self.parts:
-            part.stop()
+            code = part.stop()
+            if code != 0:
+                words = part.log.read_text("utf-8", "replace").rstrip().rsplit("\n", 5)[1:]
+                self.reluctant.append(f"the {part.name} left with {code}: {' | '.join(words)}")
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run ``pixtrawl ARGUMENTS`` to its end, through the proxies."""

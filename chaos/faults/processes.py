@@ -16,6 +16,7 @@ WORKER, SCHEDULER = b"pixtrawl worker", b"pixtrawl scheduler"
 TRAP_SECONDS_MAX = 40
 TAKEOVER_SECONDS_MAX = 10
 HAND_BACK_SECONDS_MAX = 5
+LEAVE_SECONDS_MAX = 15
 BLOCKED_SECONDS_MAX = 11
 """PostgreSQL ends a transaction that is idle for 10 s, and looks when the timer tells it to."""
 STATEMENTS = 30
@@ -24,6 +25,9 @@ STATEMENTS = 30
 CHUNK_OF = "SELECT id, attempt FROM job_chunks WHERE status = 'processing' AND worker LIKE '%/' || :pid"
 LOCK_JOBS = "SELECT FROM crawl_jobs WHERE completed_at IS NULL ORDER BY id FOR UPDATE"
 STUCK = "SELECT FROM job_chunks WHERE retry_count > 0 LIMIT 1"
+CHUNKS_OF = """
+SELECT FROM job_chunks WHERE status = 'processing' AND substring(worker FROM '[0-9]+$') = ANY(:pids)
+"""
 STILL = "SELECT id FROM job_chunks WHERE id = :id AND attempt = :attempt AND status = 'processing'"
 
 
@@ -135,10 +139,10 @@ def pause_the_leader(system: System, _chance: random.Random) -> None:
 
 @fault(full=10)
 def restart_workers_in_turn(system: System, _chance: random.Random) -> None:
-    """SIGTERM of every worker in turn: each leaves within 5 s, and no lease is lost."""
+    """SIGTERM of every worker in turn: each hands back within 5 s, and no lease is lost."""
     rescued = _rescued(system)
     for worker in system.workers:
-        _leave(worker)
+        _leave(system, worker)
         worker.start()
         until(partial(system.seen, worker), "the heartbeat of the new worker")
     if _rescued(system) != rescued:
@@ -150,14 +154,14 @@ def scale_workers(system: System, _chance: random.Random) -> None:
     """One worker, then eight (short: three), then one again, under load."""
     first, *others = system.workers
     for worker in others:
-        _leave(worker)
+        _leave(system, worker)
     added = [system.add_worker() for _ in range(7 - len(others) if system.full else 1)]
     try:
         for worker in (*others, *added):
             worker.start()
         until(lambda: all(system.seen(worker) for worker in system.workers), "the heartbeat of all workers")
         for worker in (*others, *added):
-            _leave(worker)
+            _leave(system, worker)
     finally:
         for worker in added:
             worker.stop()
@@ -166,14 +170,18 @@ def scale_workers(system: System, _chance: random.Random) -> None:
         raise BrokenPromiseError("the worker that was to stay is gone")
 
 
-def _leave(worker: Part) -> None:
-    """SIGTERM, and the measured end."""
+def _leave(system: System, worker: Part) -> None:
+    """SIGTERM, the measured time until it has no chunk any more, and its end."""
+    pids = [str(pid) for pid in worker.children()]
     began = time.monotonic()
-    worker.signal(signal.SIGTERM)
-    code = worker.wait(30)
+    worker.ask()
+    until(lambda: not system.query(CHUNKS_OF, pids=pids), "the hand-back of all chunks")
     seconds = time.monotonic() - began
+    code = worker.wait(LEAVE_SECONDS_MAX)
     if code != 0 or seconds > HAND_BACK_SECONDS_MAX:
-        raise BrokenPromiseError(f"the {worker.name} left after {seconds:.1f} s with exit code {code}")
+        raise BrokenPromiseError(
+            f"the {worker.name} had chunks for {seconds:.1f} s, and its exit code is {code}"
+        )
 
 
 def _rescued(system: System) -> int:

@@ -31,8 +31,10 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks processes
 @pytest.fixture(scope="module")
 def systems() -> Iterator["Systems"]:
     """One running system for all faults, and another one after each failure."""
-    with ExitStack() as stack:
-        yield Systems(stack)
+    systems = Systems(ExitStack())
+    with systems.stack:
+        yield systems
+    assert systems.current is None or systems.current.reluctant == []
 
 
 class Systems:
