@@ -13,6 +13,7 @@ from chaos.processes import ChaosError
 from chaos.registry import Fault, load
 from chaos.runner import Result, run
 from chaos.system import System
+from scheduler.interrupts import INTERRUPTED
 
 
 def main() -> int:
@@ -20,9 +21,10 @@ def main() -> int:
     faults = load()
     options = parse_arguments(sorted(faults))
     # SIGTERM unwinds as Ctrl-C does, so that whatever was started is stopped.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     chosen = [fault for name, fault in faults.items() if not options.only or name in options.only]
     results: list[Result] = []
+    code = 0
     try:
         for result in run_all(chosen, options):
             results.append(result)
@@ -31,15 +33,20 @@ def main() -> int:
                 print(f"    {difference}", flush=True)
     except ChaosError as error:
         print(f"chaos: {error}", file=sys.stderr)
-        return 1
+        code = 1
     except KeyboardInterrupt:
-        return 130
+        code = INTERRUPTED
+    finish(results, options)
+    return code or int(not all(result.good for result in results))
+
+
+def finish(results: Sequence[Result], options: argparse.Namespace) -> None:
+    """Print the table of what ran, however it ended, and write the page if asked to."""
     print("", *report.table(results), sep="\n")
-    if options.write:
+    if options.write and results:
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
         report.PAGE.write_text(report.page(results, options.seed, today), "utf-8")
         print(f"\nWritten to docs/{report.PAGE.name}.")
-    return 0 if all(result.good for result in results) else 1
 
 
 def parse_arguments(names: Sequence[str]) -> argparse.Namespace:

@@ -88,7 +88,7 @@ def restart_redis(system: System, chance: random.Random) -> None:
     start(system.valkey)
 
 
-@fault(full=3, deadline_seconds=120)
+@fault(full=2, deadline_seconds=120)
 def black_hole_redis(system: System, chance: random.Random) -> None:
     """Redis is silent for two minutes (short: seconds), and no connection survives that."""
     with system.broker.black_hole():
@@ -101,7 +101,7 @@ def reset_redis_connections(system: System, _chance: random.Random) -> None:
     system.broker.reset()
 
 
-@fault(full=10)
+@fault(full=5)
 def fill_redis(system: System, chance: random.Random) -> None:
     """Redis is at its maxmemory for a while and refuses to store anything."""
     with _client(system) as client:

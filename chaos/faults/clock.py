@@ -1,5 +1,6 @@
 """Machines whose wall clocks are wrong, and clocks that jump: PostgreSQL's is the only one that decides."""
 
+import os
 import random
 import shutil
 import struct
@@ -14,7 +15,7 @@ SHIM = Path(__file__).parent.parent / "shifted_clock.py"
 HOUR = 3600.0
 
 
-@fault(full=10, deadline_seconds=120)
+@fault(full=5, deadline_seconds=120)
 def clock_jumps(system: System, chance: random.Random) -> None:
     """The wall clocks of a worker and of the scheduler jump by up to a day, back and forth, while they work."""
     folder = system.folder / "clock"
@@ -27,7 +28,8 @@ def clock_jumps(system: System, chance: random.Random) -> None:
     for part in victims:
         if "CHAOS_CLOCK" not in part.environment:
             part.stop()
-            part.environment |= {"PYTHONPATH": str(folder), "CHAOS_CLOCK": str(offset)}
+            path = f"{folder}{os.pathsep}{part.environment.get('PYTHONPATH', '')}".rstrip(os.pathsep)
+            part.environment |= {"PYTHONPATH": path, "CHAOS_CLOCK": str(offset)}
             part.start()
     until(lambda: system.seen(system.workers[0]), "a worker with another clock")
     for hours in (*[chance.uniform(-24, 24) for _ in range(4)], 0):

@@ -96,21 +96,21 @@ def reset_database_connections(system: System, _chance: random.Random) -> None:
     system.database.reset()
 
 
-@fault(full=10)
+@fault(full=5)
 def refuse_database_connections(system: System, chance: random.Random) -> None:
     """PostgreSQL cannot be reached for a while."""
     with system.database.refusing():
         time.sleep(chance.uniform(5, 20) if system.full else 2)
 
 
-@fault(full=5, deadline_seconds=120)
+@fault(full=2, deadline_seconds=120)
 def black_hole_database(system: System, chance: random.Random) -> None:
     """PostgreSQL is silent for a minute (short: seconds), and no connection survives that."""
     with system.database.black_hole():
         time.sleep(60 if system.full else chance.uniform(3, 5))
 
 
-@fault(full=10)
+@fault(full=5)
 def slow_database(system: System, chance: random.Random) -> None:
     """Every packet to and from PostgreSQL takes 50 ms for a while."""
     with system.database.latency(0.05):

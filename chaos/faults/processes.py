@@ -101,7 +101,7 @@ def _busy_child(system: System, chance: random.Random, pids: list[int]) -> tuple
     return (pid, found[0]) if found else None
 
 
-@fault(full=10)
+@fault(full=5)
 def stop_in_a_transaction(system: System, _chance: random.Random) -> None:
     """SIGSTOP of a pool child that has locked its job and account: others wait for 10 s at most."""
     with system.database.trap(b"UPDATE crawl_jobs", who=WORKER, held=True, answered=True) as trap:
@@ -120,7 +120,7 @@ def stop_in_a_transaction(system: System, _chance: random.Random) -> None:
         raise BrokenPromiseError(f"a stopped worker blocked others for {waited:.1f} s")
 
 
-@fault(full=10)
+@fault(full=5)
 def pause_the_leader(system: System, _chance: random.Random) -> None:
     """SIGSTOP of the leading scheduler: the standby leads in under 10 s, the old leader's session is gone."""
     with system.second_scheduler() as standby:
@@ -137,7 +137,7 @@ def pause_the_leader(system: System, _chance: random.Random) -> None:
             raise BrokenPromiseError(f"the takeover took {seconds:.1f} s")
 
 
-@fault(full=10)
+@fault(full=5)
 def restart_workers_in_turn(system: System, _chance: random.Random) -> None:
     """SIGTERM of every worker in turn: each hands back within 5 s, and no lease is lost."""
     rescued = _rescued(system)
@@ -149,7 +149,7 @@ def restart_workers_in_turn(system: System, _chance: random.Random) -> None:
         raise BrokenPromiseError("a worker that was asked to leave lost its lease")
 
 
-@fault(full=5, deadline_seconds=120)
+@fault(full=2, deadline_seconds=120)
 def scale_workers(system: System, _chance: random.Random) -> None:
     """One worker, then eight (short: three), then one again, under load."""
     first, *others = system.workers

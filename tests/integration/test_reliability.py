@@ -1,0 +1,103 @@
+"""Promises of docs/reliability.md that need no whole system: sync before rows, debits at once, a wrong clock."""
+
+import os
+import struct
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from sqlalchemy import event
+
+from models.candidates import pack_candidates
+from models.credits import Hold, hold, settle
+from models.database import make_engine, transaction
+from models.outcomes import Candidate
+from models.settings import read_settings
+from tests.support.crawling import balance_of, change, new_job, query, queue_ready
+from tests.support.site import Site
+from worker.child import Child
+from worker.crawl import crawl_chunk
+from worker.store import FolderStore
+
+FUNDS, DEBITS = 30, 50
+SHIM = Path(__file__).parents[2] / "chaos" / "shifted_clock.py"
+
+
+def test_the_store_is_synced_before_rows_name_its_objects(
+    engine, database_url, tmp_path, monkeypatch
+) -> None:
+    """After a power cut no row names an object that the disk does not have: put, sync, and only then the rows."""
+    steps: list[str] = []
+    put, sync = FolderStore.put, FolderStore.sync
+
+    def watched_put(self, name, body):
+        steps.append("put")
+        return put(self, name, body)
+
+    def watched_sync(self) -> None:
+        sync(self)
+        steps.append("synced")
+
+    monkeypatch.setattr(FolderStore, "put", watched_put)
+    monkeypatch.setattr(FolderStore, "sync", watched_sync)
+    child = Child(
+        read_settings(home=tmp_path, database_url=database_url, allowed_networks="127.0.0.0/8", transfers=1)
+    )
+    event.listen(child.engine, "before_cursor_execute", lambda *call: steps.append(call[2].strip()))
+    job = new_job(engine, [3], store_url=(tmp_path / "images").as_uri())
+    with Site() as site:
+        urls = [Candidate(place, f"{site.url}/free/{place}", place + 1) for place in range(3)]
+        change(engine, "UPDATE job_chunks SET candidates = :packed", packed=pack_candidates(urls))
+        [message] = queue_ready(engine)
+        child.run(crawl_chunk(child, message.chunk_id, message.attempt))
+    child.close()
+    assert query(engine, "SELECT count(*) FROM images WHERE crawl_job_id = :id", id=job.id) == [(3,)]
+    inserts = [place for place, step in enumerate(steps) if step.startswith("INSERT INTO images")]
+    assert inserts
+    for place in inserts:
+        before = steps[:place]
+        assert before[::-1].index("synced") < before[::-1].index("put")
+
+
+def test_fifty_debits_at_once_with_funds_for_thirty(database_url) -> None:
+    """Exactly thirty succeed, none is negative, and what was not spent comes back once."""
+    engine = make_engine(database_url, pool_size=DEBITS)
+    job = new_job(engine, [1] * DEBITS, balance=FUNDS)
+
+    def debit(chunk_id: int) -> bool:
+        with transaction(engine) as session:
+            return hold(session, Hold(job.account_id, job.user_id, job.id, chunk_id, 1, 1))
+
+    def release(chunk_id: int) -> int | None:
+        with transaction(engine) as session:
+            return settle(session, chunk_id, 0)
+
+    with ThreadPoolExecutor(DEBITS) as threads:
+        taken = list(threads.map(debit, job.chunk_ids))
+        assert taken.count(True) == FUNDS
+        assert balance_of(engine, job) == 0
+        released = [*threads.map(release, job.chunk_ids), *threads.map(release, job.chunk_ids)]
+    assert released.count(0) == FUNDS
+    assert balance_of(engine, job) == FUNDS
+    engine.dispose()
+
+
+def test_the_shifted_clock_is_wrong_and_jumps(tmp_path) -> None:
+    """The harness's own tool: every wall clock of the process follows the file, and the monotonic one does not."""
+    (tmp_path / "sitecustomize.py").write_bytes(SHIM.read_bytes())
+    (tmp_path / "offset").write_bytes(struct.pack("d", -7200.0))
+    program = (
+        "import datetime, time; print(time.time(), datetime.datetime.now().timestamp(), time.monotonic())"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": str(tmp_path), "CHAOS_CLOCK": str(tmp_path / "offset")},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    wrong = time.time() - 7200
+    assert [abs(float(clock) - wrong) < 60 for clock in shown[:2]] == [True, True]
+    assert abs(float(shown[2]) - time.monotonic()) < 60
