@@ -94,7 +94,7 @@ class System:
         self.database = self.stack.enter_context(Proxy(self.postgres.socket))
         self.broker = self.stack.enter_context(Proxy(self.valkey.socket))
         self.site = self.stack.enter_context(Site())
-        self.settings = self._settings()
+        self.settings = self.settings_behind(self.database, self.broker)
         self.engine = self.stack.enter_context(engine(self.postgres.url, pool_size=4))
         migrate(self.postgres.url)
         for email in USERS:
@@ -105,12 +105,13 @@ class System:
         self.stack.callback(self._stop_parts)
         self.mend()
 
-    def _settings(self) -> Settings:
-        database = f"127.0.0.1:{self.database.port}/pixtrawl?sslmode=disable&gssencmode=disable"
+    def settings_behind(self, database: Proxy, broker: Proxy) -> Settings:
+        """Settings of somebody who reaches the servers through these proxies."""
+        address = f"127.0.0.1:{database.port}/pixtrawl?sslmode=disable&gssencmode=disable"
         return read_settings(
             home=self.folder / "home",
-            database_url=SecretStr(f"postgresql://postgres@{database}"),
-            redis_url=SecretStr(f"redis://127.0.0.1:{self.broker.port}/0"),
+            database_url=SecretStr(f"postgresql://postgres@{address}"),
+            redis_url=SecretStr(f"redis://127.0.0.1:{broker.port}/0"),
             store_url=(self.folder / "store").as_uri(),
             allowed_networks="127.0.0.0/8",
             **self.overrides,
@@ -134,22 +135,22 @@ class System:
             raise ChaosError(f"there is a user {email} already")
         return user_id
 
-    def add_worker(self, concurrency: int = CONCURRENCY, **environment: str) -> Part:
-        """One more worker, not started yet."""
-        part = self._part("worker", len(self.workers), "--concurrency", str(concurrency), **environment)
+    def add_worker(self, settings: Settings | None = None) -> Part:
+        """One more worker, not started yet; ``settings`` other than those of all."""
+        part = self._part("worker", len(self.workers), settings, "--concurrency", str(CONCURRENCY))
         self.workers.append(part)
         return part
 
-    def add_scheduler(self, **environment: str) -> Part:
+    def add_scheduler(self) -> Part:
         """One more scheduler, not started yet."""
-        part = self._part("scheduler", len(self.schedulers), **environment)
+        part = self._part("scheduler", len(self.schedulers), None)
         self.schedulers.append(part)
         return part
 
-    def _part(self, kind: str, number: int, *options: str, **environment: str) -> Part:
+    def _part(self, kind: str, number: int, settings: Settings | None, *options: str) -> Part:
         name = f"{kind}-{number}"
-        variables = self.settings.environment() | environment
-        return Part(name, [kind, *options], self.folder / f"{name}.log", variables)
+        environment = (settings or self.settings).environment()
+        return Part(name, [kind, *options], self.folder / f"{name}.log", environment)
 
     def mend(self) -> None:
         """Everything runs, nothing is stopped, every worker is known to the database. Raises ChaosError."""

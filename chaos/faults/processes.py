@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from chaos.processes import Part, owner_of_port, send, until
-from chaos.proxy import Trap
+from chaos.proxy import Proxy, Trap
 from chaos.registry import BrokenPromiseError, fault
 from chaos.system import System, leads
 
@@ -26,7 +26,7 @@ CHUNK_OF = "SELECT id, attempt FROM job_chunks WHERE status = 'processing' AND w
 LOCK_JOBS = "SELECT FROM crawl_jobs WHERE completed_at IS NULL ORDER BY id FOR UPDATE"
 STUCK = "SELECT FROM job_chunks WHERE retry_count > 0 LIMIT 1"
 CHUNKS_OF = """
-SELECT FROM job_chunks WHERE status = 'processing' AND substring(worker FROM '[0-9]+$') = ANY(:pids)
+SELECT id, attempt FROM job_chunks WHERE status = 'processing' AND substring(worker FROM '[0-9]+$') = ANY(:pids)
 """
 STILL = "SELECT id FROM job_chunks WHERE id = :id AND attempt = :attempt AND status = 'processing'"
 
@@ -61,6 +61,17 @@ def kill_scheduler_at_a_statement(system: System, chance: random.Random) -> None
         scheduler.start()
 
 
+@fault(full=30)
+def kill_scheduler_at_a_message(system: System, _chance: random.Random) -> None:
+    """SIGKILL of the scheduler when a chunk is queued by its row, before its message is in Redis."""
+    with system.broker.trap(b"LPUSH", held=True, answered=False) as trap:
+        trap.wait(TRAP_SECONDS_MAX)
+        kill_owner(trap)
+    for scheduler in system.schedulers:
+        scheduler.wait(1)
+        scheduler.start()
+
+
 def _kill_at_a_statement(system: System, chance: random.Random, who: bytes) -> None:
     answered, skip = chance.random() < 0.5, chance.randrange(STATEMENTS)
     with system.database.trap(b"", who=who, answered=answered, held=True, skip=skip) as trap:
@@ -80,12 +91,17 @@ def stop_past_the_lease(system: System, chance: random.Random) -> None:
     pid, chunk = until(lambda: _busy_child(system, chance, pids), "a child with a chunk")
     send(pid, signal.SIGSTOP)
     try:
-        until(lambda: not system.query(STILL, id=chunk.id, attempt=chunk.attempt), "the rescue", 20)
+        until(lambda: not _still(system, chunk), "the rescue", 20)
     finally:
         send(pid, signal.SIGCONT)
     said = until(lambda: _last_words(system, chunk), f"what the zombie says of chunk {chunk.id}")
     if said != ["chunk_lost"]:
         raise BrokenPromiseError(f"a zombie says {said} of chunk {chunk.id}, attempt {chunk.attempt}")
+
+
+def _still(system: System, chunk: Any) -> bool:
+    """Whether a chunk is still in the hands of the worker that had this attempt of it."""
+    return bool(system.query(STILL, id=chunk.id, attempt=chunk.attempt))
 
 
 def _last_words(system: System, chunk: Any) -> list[str]:
@@ -99,6 +115,29 @@ def _busy_child(system: System, chance: random.Random, pids: list[int]) -> tuple
     pid = chance.choice(pids)
     found = system.query(CHUNK_OF, pid=str(pid))
     return (pid, found[0]) if found else None
+
+
+@fault(full=5, deadline_seconds=120)
+def partition_a_worker(system: System, _chance: random.Random) -> None:
+    """A worker is cut off from PostgreSQL and Redis until others have its chunks; it finds that, and works on."""
+    with Proxy(system.postgres.socket) as database, Proxy(system.valkey.socket) as broker:
+        worker = system.add_worker(system.settings_behind(database, broker))
+        try:
+            worker.start()
+            pids = until(worker.children, "the pool of a worker")
+            chunks = until(lambda: system.query(CHUNKS_OF, pids=[str(pid) for pid in pids]), "its chunks")
+            with database.black_hole(), broker.black_hole():
+                until(
+                    lambda: not any(_still(system, chunk) for chunk in chunks), "the rescue of its chunks", 30
+                )
+            until(lambda: all(_last_words(system, chunk) for chunk in chunks), "its word about them", 40)
+            said = {word for chunk in chunks for word in _last_words(system, chunk)}
+            until(lambda: system.query(CHUNKS_OF, pids=[str(pid) for pid in pids]), "its next chunk")
+        finally:
+            worker.stop()
+            system.workers.remove(worker)
+    if said != {"chunk_lost"}:
+        raise BrokenPromiseError(f"a worker that was cut off says {sorted(said)} of chunks that others had")
 
 
 @fault(full=5)

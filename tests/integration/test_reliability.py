@@ -15,14 +15,29 @@ from models.credits import Hold, hold, settle
 from models.database import make_engine, transaction
 from models.outcomes import Candidate
 from models.settings import read_settings
-from tests.support.crawling import balance_of, change, new_job, query, queue_ready
+from tests.support.crawling import NewJob, balance_of, change, check_books, new_job, query, queue_ready
 from tests.support.site import Site
 from worker.child import Child
 from worker.crawl import crawl_chunk
-from worker.store import FolderStore
+from worker.store import FolderStore, StoreError
 
 FUNDS, DEBITS = 30, 50
 SHIM = Path(__file__).parents[2] / "chaos" / "shifted_clock.py"
+
+
+def crawl_three(engine, database_url, folder: Path, statements: list[str] | None = None) -> NewJob:
+    """Crawl a chunk of three good pictures in a child of its own, which notes its statements."""
+    child = Child(read_settings(home=folder, database_url=database_url, allowed_networks="127.0.0.0/8"))
+    if statements is not None:
+        event.listen(child.engine, "before_cursor_execute", lambda *call: statements.append(call[2].strip()))
+    job = new_job(engine, [3], store_url=(folder / "images").as_uri())
+    with Site() as site:
+        urls = [Candidate(place, f"{site.url}/free/{place}", place + 1) for place in range(3)]
+        change(engine, "UPDATE job_chunks SET candidates = :packed", packed=pack_candidates(urls))
+        [message] = queue_ready(engine)
+        child.run(crawl_chunk(child, message.chunk_id, message.attempt))
+    child.close()
+    return job
 
 
 def test_the_store_is_synced_before_rows_name_its_objects(
@@ -42,23 +57,28 @@ def test_the_store_is_synced_before_rows_name_its_objects(
 
     monkeypatch.setattr(FolderStore, "put", watched_put)
     monkeypatch.setattr(FolderStore, "sync", watched_sync)
-    child = Child(
-        read_settings(home=tmp_path, database_url=database_url, allowed_networks="127.0.0.0/8", transfers=1)
-    )
-    event.listen(child.engine, "before_cursor_execute", lambda *call: steps.append(call[2].strip()))
-    job = new_job(engine, [3], store_url=(tmp_path / "images").as_uri())
-    with Site() as site:
-        urls = [Candidate(place, f"{site.url}/free/{place}", place + 1) for place in range(3)]
-        change(engine, "UPDATE job_chunks SET candidates = :packed", packed=pack_candidates(urls))
-        [message] = queue_ready(engine)
-        child.run(crawl_chunk(child, message.chunk_id, message.attempt))
-    child.close()
+    job = crawl_three(engine, database_url, tmp_path, steps)
     assert query(engine, "SELECT count(*) FROM images WHERE crawl_job_id = :id", id=job.id) == [(3,)]
     inserts = [place for place, step in enumerate(steps) if step.startswith("INSERT INTO images")]
     assert inserts
     for place in inserts:
         before = steps[:place]
         assert before[::-1].index("synced") < before[::-1].index("put")
+
+
+def test_without_a_sync_no_row_is_written(engine, database_url, tmp_path, monkeypatch) -> None:
+    """A disk that cannot keep what was stored parks the chunk: its objects have no rows, which costs nothing."""
+
+    def broken(self) -> None:
+        raise StoreError("the disk reports an input/output error")
+
+    monkeypatch.setattr(FolderStore, "sync", broken)
+    job = crawl_three(engine, database_url, tmp_path)
+    assert query(engine, "SELECT status, accepted, available_at > now() FROM job_chunks") == [
+        ("pending", 0, True)
+    ]
+    assert query(engine, "SELECT count(*) FROM images WHERE crawl_job_id = :id", id=job.id) == [(0,)]
+    check_books(engine)
 
 
 def test_fifty_debits_at_once_with_funds_for_thirty(database_url) -> None:
