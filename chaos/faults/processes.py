@@ -24,6 +24,10 @@ STATEMENTS = 30
 
 CHUNK_OF = "SELECT id, attempt FROM job_chunks WHERE status = 'processing' AND worker LIKE '%/' || :pid"
 LOCK_JOBS = "SELECT FROM crawl_jobs WHERE completed_at IS NULL ORDER BY id FOR UPDATE"
+SUSPECTS = """
+SELECT substring(worker FROM '[0-9]+$') AS pid FROM job_chunks
+WHERE status IN ('pending', 'processing') AND retry_count > 0
+"""
 STUCK = "SELECT FROM job_chunks WHERE retry_count > 0 LIMIT 1"
 CHUNKS_OF = """
 SELECT id, attempt FROM job_chunks WHERE status = 'processing' AND substring(worker FROM '[0-9]+$') = ANY(:pids)
@@ -31,22 +35,36 @@ SELECT id, attempt FROM job_chunks WHERE status = 'processing' AND substring(wor
 STILL = "SELECT id FROM job_chunks WHERE id = :id AND attempt = :attempt AND status = 'processing'"
 
 
-@fault(full=200, short=2, gap_seconds=2)
+@fault(full=200, short=2, gap_seconds=1)
 def kill_pool_child(system: System, chance: random.Random) -> None:
     """SIGKILL of a worker's pool child at a random moment."""
-    worker = chance.choice(system.workers)
-    send(chance.choice(until(worker.children, "a child of the pool")), signal.SIGKILL)
+    pid = until(lambda: _victim(system, chance), "a child whose chunk was not lost before")
+    send(pid, signal.SIGKILL)
 
 
-@fault(full=60)
-def kill_pool_child_at_a_statement(system: System, chance: random.Random) -> None:
-    """SIGKILL of a pool child exactly before or after one of its statements reached PostgreSQL."""
-    _kill_at_a_statement(system, chance, WORKER)
+def _victim(system: System, chance: random.Random) -> int | None:
+    """A child at random, but none whose chunk has just lost another: that is what a poisonous picture does."""
+    spared = {int(row.pid) for row in system.query(SUSPECTS) if row.pid}
+    pids = [pid for worker in system.workers for pid in worker.children() if pid not in spared]
+    return chance.choice(pids) if pids else None
+
+
+def wait_for_innocence(system: System) -> None:
+    """Wait until no chunk is under suspicion for having lost its last worker."""
+    until(lambda: not system.query(SUSPECTS), "the end of all suspicion")
 
 
 @fault(full=40)
+def kill_pool_child_at_a_statement(system: System, chance: random.Random) -> None:
+    """SIGKILL of a pool child exactly before or after one of its statements reached PostgreSQL."""
+    wait_for_innocence(system)
+    _kill_at_a_statement(system, chance, WORKER)
+
+
+@fault(full=30)
 def kill_worker(system: System, chance: random.Random) -> None:
     """SIGKILL of a whole worker, which is started again."""
+    wait_for_innocence(system)
     worker = chance.choice(system.workers)
     worker.kill()
     worker.start()
@@ -87,6 +105,7 @@ def kill_owner(trap: Trap) -> None:
 @fault(full=10, gap_seconds=1)
 def stop_past_the_lease(system: System, chance: random.Random) -> None:
     """SIGSTOP of a pool child until its chunk has another owner, then SIGCONT: the zombie writes nothing."""
+    wait_for_innocence(system)
     pids = [pid for worker in system.workers for pid in worker.children()]
     pid, chunk = until(lambda: _busy_child(system, chance, pids), "a child with a chunk")
     send(pid, signal.SIGSTOP)
@@ -230,6 +249,7 @@ def _rescued(system: System) -> int:
 @fault(full=10, deadline_seconds=120)
 def kill_everything(system: System, chance: random.Random) -> None:
     """SIGKILL of every worker and scheduler, of PostgreSQL and Valkey at once; all are started again."""
+    wait_for_innocence(system)
     victims = [*system.parts]
     chance.shuffle(victims)
     for part in victims:

@@ -6,7 +6,7 @@ import resource
 import time
 from collections.abc import Iterable
 
-from chaos.faults.processes import TRAP_SECONDS_MAX, WORKER, kill_owner
+from chaos.faults.processes import TRAP_SECONDS_MAX, WORKER, kill_owner, wait_for_innocence
 from chaos.processes import until
 from chaos.registry import fault
 from chaos.system import System
@@ -14,7 +14,7 @@ from chaos.system import System
 PARKED = "SELECT id FROM job_chunks WHERE status = 'pending' AND available_at IS NOT NULL"
 
 
-@fault(full=20, deadline_seconds=120)
+@fault(full=10, deadline_seconds=120)
 def store_replaced_by_a_file(system: System, chance: random.Random) -> None:
     """The folder of the jobs' images becomes a file, so that nothing can be written; later it is there again."""
     jobs = system.store / "jobs"
@@ -29,7 +29,7 @@ def store_replaced_by_a_file(system: System, chance: random.Random) -> None:
         aside.rename(jobs)
 
 
-@fault(full=20, deadline_seconds=120)
+@fault(full=10, deadline_seconds=120)
 def disk_full(system: System, chance: random.Random) -> None:
     """No worker can write a byte to a file for a while (RLIMIT_FSIZE), its own log included."""
     pids = [pid for worker in system.workers for pid in worker.members()]
@@ -48,9 +48,10 @@ def _limit_files(pids: Iterable[int], size: int) -> None:
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, hard))
 
 
-@fault(full=50, short=2)
+@fault(full=30)
 def objects_written_and_commit_lost(system: System, _chance: random.Random) -> None:
     """SIGKILL between the write of the objects and the COMMIT of the rows that name them."""
+    wait_for_innocence(system)
     with system.database.trap(b"INSERT INTO images", who=WORKER, held=True, answered=True) as trap:
         trap.wait(TRAP_SECONDS_MAX)
         kill_owner(trap)
