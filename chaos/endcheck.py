@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from chaos.site import ACCEPTED
 from chaos.system import Job, System
-from models.audit import images, outcomes
+from models import audit
 from models.outcomes import Reason
 from tests.support.crawling import RULES
 
@@ -57,10 +57,15 @@ def differences(system: System, jobs: Sequence[Job]) -> list[str]:
 
 
 def broken_rules(system: System) -> list[str]:
-    """The books: every balance, charge and counter against the rows that explain it, over the whole database."""
-    with system.engine.connect() as connection:
-        broken = {rule: connection.execute(text(query)).all() for rule, query in RULES.items()}
-    return [f"{rule}: {tuple(row)}" for rule, rows in broken.items() for row in rows]
+    """The books, over the whole database, as `pixtrawl credits audit` compares them; right at any moment."""
+    with Session(system.engine.execution_options(isolation_level="AUTOCOMMIT")) as session:
+        found = [
+            f"{one.rule}: {one.found} instead of {one.expected} ({one.user}, job {one.job}, chunk {one.chunk})"
+            for one in audit.differences(session)
+        ]
+        for rule, query in RULES.items():
+            found += [f"{rule}: {tuple(row)}" for row in session.execute(text(query)).all()]
+    return found
 
 
 def _job_differences(session: Session, job: Job) -> Iterator[str]:
@@ -72,8 +77,8 @@ def _job_differences(session: Session, job: Job) -> Iterator[str]:
     if row.status != "completed":
         yield f"job {job.id} was acknowledged and is {row.status}"
         return
-    yield from _outcome_differences(job, outcomes(session, job.id))
-    for image in images(session, job.id):
+    yield from _outcome_differences(job, audit.outcomes(session, job.id))
+    for image in audit.images(session, job.id):
         body = read(image.url)
         if body is None:
             yield f"image {image.position} of job {job.id} has no object"

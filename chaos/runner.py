@@ -48,6 +48,7 @@ def run(system: System, fault: Fault, seed: int, times: int) -> Result:
                 fault.inject(system, chance)
                 result.injected += 1
                 watch.injected(in_flight)
+            result.differences += endcheck.broken_rules(system)
         except (BrokenPromiseError, ChaosError) as error:
             result.differences.append(str(error))
         try:
