@@ -1,12 +1,12 @@
 """``make chaos``: every fault, seeded, each with the end check; a table of what happened."""
 
 import argparse
-import datetime
 import random
 import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from chaos import report
 from chaos.processes import ChaosError
@@ -28,6 +28,8 @@ def main() -> int:
     try:
         for result in run_all(chosen, options):
             results.append(result)
+            if options.record:
+                report.record(result, options.record)
             print(report.line(result), flush=True)
             for difference in result.differences:
                 print(f"    {difference}", flush=True)
@@ -36,17 +38,10 @@ def main() -> int:
         code = 1
     except KeyboardInterrupt:
         code = INTERRUPTED
-    finish(results, options)
-    return code or int(not all(result.good for result in results))
-
-
-def finish(results: Sequence[Result], options: argparse.Namespace) -> None:
-    """Print the table of what ran, however it ended, and write the page if asked to."""
     print("", *report.table(results), sep="\n")
     if options.write and results:
-        today = datetime.datetime.now(datetime.UTC).date().isoformat()
-        report.PAGE.write_text(report.page(results, options.seed, today), "utf-8")
-        print(f"\nWritten to docs/{report.PAGE.name}.")
+        report.write(results)
+    return code or int(not all(result.good for result in results))
 
 
 def parse_arguments(names: Sequence[str]) -> argparse.Namespace:
@@ -60,6 +55,9 @@ def parse_arguments(names: Sequence[str]) -> argparse.Namespace:
         "--minutes", type=float, help="faults in random order, briefly, until so much time is over"
     )
     parser.add_argument("--keep", action="store_true", help="keep the folder of a system that failed")
+    parser.add_argument(
+        "--record", type=Path, help="add each run to a file that `python -m chaos.report` reads"
+    )
     parser.add_argument("--write", action="store_true", help="write docs/reliability.md")
     return parser.parse_args()
 

@@ -17,6 +17,7 @@ class Result:
     """What one run of a fault came to. ``recoveries`` in seconds; ``differences`` empty when all promises held."""
 
     fault: Fault
+    seed: int = 0
     injected: int = 0
     recoveries: list[float] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
@@ -37,7 +38,7 @@ def run(system: System, fault: Fault, seed: int, times: int) -> Result:
     What goes wrong is in the result; only a bug of the harness itself is raised.
     """
     chance = random.Random(f"{fault.name}/{seed}")
-    result = Result(fault)
+    result = Result(fault, seed)
     began = time.monotonic()
     system.acknowledged.clear()
     with Crowd(system, random.Random(f"crowd/{seed}"), poison=fault.poison) as crowd, Watch(system) as watch:

@@ -34,7 +34,7 @@ def _wait_for_messages(client: Any) -> list[tuple[bytes, bytes]]:
     return until(lambda: _messages(client), "a message that waits")
 
 
-@fault(full=100, short=2)
+@fault(full=50, short=2)
 def lose_messages(system: System, _chance: random.Random) -> None:
     """Every message that waits is lost."""
     with _client(system) as client:
@@ -42,7 +42,7 @@ def lose_messages(system: System, _chance: random.Random) -> None:
             client.lrem(key, 0, message)
 
 
-@fault(full=50)
+@fault(full=20)
 def duplicate_messages(system: System, _chance: random.Random) -> None:
     """Every message that waits is there five times more."""
     with _client(system) as client:
@@ -50,7 +50,7 @@ def duplicate_messages(system: System, _chance: random.Random) -> None:
             client.lpush(key, *[message] * COPIES)
 
 
-@fault(full=50)
+@fault(full=20)
 def reorder_messages(system: System, chance: random.Random) -> None:
     """The messages that wait change places, whatever their priority."""
     with _client(system) as client:
@@ -62,7 +62,7 @@ def reorder_messages(system: System, chance: random.Random) -> None:
                 client.lpush(other, message)
 
 
-@fault(full=50)
+@fault(full=20)
 def redeliver_messages(system: System, _chance: random.Random) -> None:
     """Messages come again when their chunks have begun or ended, as after too short a visibility timeout."""
     with _client(system) as client:
@@ -73,7 +73,7 @@ def redeliver_messages(system: System, _chance: random.Random) -> None:
             client.lpush(key, message)
 
 
-@fault(full=50)
+@fault(full=20)
 def flush_all(system: System, _chance: random.Random) -> None:
     """FLUSHALL."""
     with _client(system) as client:

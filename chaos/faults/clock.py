@@ -34,7 +34,7 @@ def clock_jumps(system: System, chance: random.Random) -> None:
     until(lambda: system.seen(system.workers[0]), "a worker with another clock")
     for hours in (*[chance.uniform(-24, 24) for _ in range(4)], 0):
         _shift(offset, hours * HOUR)
-        time.sleep(chance.uniform(1, 10) if system.full else 0.7)
+        time.sleep(chance.uniform(1, 5) if system.full else 0.7)
 
 
 def _shift(offset: Path, seconds: float) -> None:

@@ -38,7 +38,7 @@ def restart_postgres_immediate(system: System, _chance: random.Random) -> None:
     start(system.postgres)
 
 
-@fault(full=100, short=2)
+@fault(full=60, short=2)
 def terminate_sessions_at_a_statement(system: System, chance: random.Random) -> None:
     """pg_terminate_backend of a worker's or the scheduler's sessions at any one of their statements."""
     who = chance.choice([WORKER, SCHEDULER])
@@ -48,7 +48,7 @@ def terminate_sessions_at_a_statement(system: System, chance: random.Random) -> 
         _terminate(system, who)
 
 
-@fault(full=60, short=2)
+@fault(full=40, short=2)
 def terminate_sessions_during_commit(system: System, chance: random.Random) -> None:
     """pg_terminate_backend while a COMMIT waits for the disk, which is made to last a tenth of a second."""
     who = chance.choice([WORKER, SCHEDULER])
@@ -71,13 +71,13 @@ def _configure(system: System, **settings: int | None) -> None:
         connection.exec_driver_sql("SELECT pg_reload_conf()")
 
 
-@fault(full=100, short=3)
+@fault(full=60, short=3)
 def cut_after_commit_was_sent(system: System, chance: random.Random) -> None:
     """A connection is cut when its COMMIT succeeded, before the client reads so."""
     _cut_at_commit(system, chance, answered=True)
 
 
-@fault(full=100, short=3)
+@fault(full=60, short=3)
 def cut_before_commit_arrives(system: System, chance: random.Random) -> None:
     """A connection is cut when its COMMIT was sent, before the server reads it."""
     _cut_at_commit(system, chance, answered=False)
@@ -117,7 +117,7 @@ def slow_database(system: System, chance: random.Random) -> None:
         time.sleep(chance.uniform(5, 20) if system.full else 2)
 
 
-@fault(full=10)
+@fault(full=5)
 def slow_commits(system: System, _chance: random.Random) -> None:
     """Every COMMIT takes a tenth of a second for a while: nothing may time out or be written twice."""
     _configure(system, commit_delay=SLOW_COMMIT_MICROSECONDS, commit_siblings=0)

@@ -32,7 +32,7 @@ def _own_job(system: System, chance: random.Random, user: str) -> Job:
     return job
 
 
-@fault(full=20)
+@fault(full=10)
 def cancel_job(system: System, chance: random.Random) -> None:
     """A job is cancelled while its chunks are in flight: it ends within seconds, all that is stored is paid for."""
     job = _own_job(system, chance, chance.choice(system.users))
@@ -47,7 +47,7 @@ def cancel_job(system: System, chance: random.Random) -> None:
         raise BrokenPromiseError(f"a cancelled job is {status} after {seconds:.1f} s")
 
 
-@fault(full=20)
+@fault(full=10)
 def pause_and_resume(system: System, chance: random.Random) -> None:
     """Every job is paused for a moment and resumed."""
     ids = [row.id for row in system.query("SELECT id FROM crawl_jobs WHERE completed_at IS NULL ORDER BY id")]
@@ -59,7 +59,7 @@ def pause_and_resume(system: System, chance: random.Random) -> None:
             resume_job(session, job_id)
 
 
-@fault(full=10, deadline_seconds=120)
+@fault(full=5, deadline_seconds=120)
 def delete_user(system: System, chance: random.Random) -> None:
     """``pixtrawl users delete`` while the user's chunks are in flight: nothing is left, others work on."""
     email = f"leaving-{chance.randrange(1 << 60)}@example.invalid"

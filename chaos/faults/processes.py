@@ -54,14 +54,14 @@ def wait_for_innocence(system: System) -> None:
     until(lambda: not system.query(SUSPECTS), "the end of all suspicion")
 
 
-@fault(full=40)
+@fault(full=20)
 def kill_pool_child_at_a_statement(system: System, chance: random.Random) -> None:
     """SIGKILL of a pool child exactly before or after one of its statements reached PostgreSQL."""
     wait_for_innocence(system)
     _kill_at_a_statement(system, chance, WORKER)
 
 
-@fault(full=30)
+@fault(full=20)
 def kill_worker(system: System, chance: random.Random) -> None:
     """SIGKILL of a whole worker, which is started again."""
     wait_for_innocence(system)
@@ -70,7 +70,7 @@ def kill_worker(system: System, chance: random.Random) -> None:
     worker.start()
 
 
-@fault(full=60)
+@fault(full=40)
 def kill_scheduler_at_a_statement(system: System, chance: random.Random) -> None:
     """SIGKILL of the scheduler exactly before or after one of its statements reached PostgreSQL."""
     _kill_at_a_statement(system, chance, SCHEDULER)
@@ -79,7 +79,7 @@ def kill_scheduler_at_a_statement(system: System, chance: random.Random) -> None
         scheduler.start()
 
 
-@fault(full=30)
+@fault(full=20)
 def kill_scheduler_at_a_message(system: System, _chance: random.Random) -> None:
     """SIGKILL of the scheduler when a chunk is queued by its row, before its message is in Redis."""
     with system.broker.trap(b"LPUSH", held=True, answered=False) as trap:
@@ -246,7 +246,7 @@ def _rescued(system: System) -> int:
     return sum(scheduler.log.read_text("utf-8").count("chunk_rescued") for scheduler in system.schedulers)
 
 
-@fault(full=10, deadline_seconds=120)
+@fault(full=5, deadline_seconds=120)
 def kill_everything(system: System, chance: random.Random) -> None:
     """SIGKILL of every worker and scheduler, of PostgreSQL and Valkey at once; all are started again."""
     wait_for_innocence(system)

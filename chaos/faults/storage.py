@@ -48,7 +48,7 @@ def _limit_files(pids: Iterable[int], size: int) -> None:
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, hard))
 
 
-@fault(full=30)
+@fault(full=15)
 def objects_written_and_commit_lost(system: System, _chance: random.Random) -> None:
     """SIGKILL between the write of the objects and the COMMIT of the rows that name them."""
     wait_for_innocence(system)
