@@ -13,6 +13,7 @@ from chaos.system import System
 from worker.app import QUEUE
 
 COPIES = 5
+WAITING_MAX = 50
 
 
 def _client(system: System) -> Any:
@@ -30,8 +31,10 @@ def _messages(client: Any) -> list[tuple[bytes, bytes]]:
     return [(key, message) for key in _queues(client) for message in client.lrange(key, 0, -1)]
 
 
-def _wait_for_messages(client: Any) -> list[tuple[bytes, bytes]]:
-    return until(lambda: _messages(client), "a message that waits")
+def _wait_for_messages(client: Any) -> set[tuple[bytes, bytes]]:
+    """Messages that wait, each once; first what earlier faults added must have been dropped."""
+    until(lambda: len(_messages(client)) < WAITING_MAX, "the end of the copies")
+    return until(lambda: set(_messages(client)), "a message that waits")
 
 
 @fault(full=50, short=2)
@@ -54,7 +57,7 @@ def duplicate_messages(system: System, _chance: random.Random) -> None:
 def reorder_messages(system: System, chance: random.Random) -> None:
     """The messages that wait change places, whatever their priority."""
     with _client(system) as client:
-        waiting = _wait_for_messages(client)
+        waiting = sorted(_wait_for_messages(client))
         keys = [key for key, _ in waiting]
         chance.shuffle(keys)
         for (key, message), other in zip(waiting, keys, strict=True):

@@ -4,18 +4,21 @@ import random
 import time
 
 from chaos.crowd import submit
+from chaos.faults.processes import kill_pool_child
 from chaos.processes import until
 from chaos.registry import BrokenPromiseError, fault
 from chaos.site import ACCEPTED, Line
 from chaos.system import Job, System
 from models.database import transaction
 from models.job_lifecycle import pause_job, resume_job
+from models.prioritizing import change_priority
 
 CANCEL_SECONDS_MAX = 6
 """Two seconds for the transfers in flight and their settlement, and the scheduler's round that closes the job."""
 LINES = 400
 
 ENDED = "SELECT status FROM crawl_jobs WHERE id = :id AND completed_at IS NOT NULL"
+OPEN_JOBS = "SELECT id FROM crawl_jobs WHERE completed_at IS NULL ORDER BY id"
 ACTIVE = "SELECT FROM crawl_jobs WHERE id = :id AND active_chunks > 0"
 
 
@@ -32,25 +35,54 @@ def _own_job(system: System, chance: random.Random, user: str) -> Job:
     return job
 
 
-@fault(full=10)
-def cancel_job(system: System, chance: random.Random) -> None:
-    """A job is cancelled while its chunks are in flight: it ends within seconds, all that is stored is paid for."""
-    job = _own_job(system, chance, chance.choice(system.users))
-    time.sleep(chance.uniform(0, 1))
-    finished = system.command("cancel", str(job.id))
+def _cancel(system: System, job: Job) -> None:
+    """Cancel a job and measure until it has ended."""
+    _run(system, "cancel", str(job.id))
     began = time.monotonic()
-    if finished.returncode != 0:
-        raise BrokenPromiseError(f"pixtrawl cancel ended with {finished.returncode}: {finished.stderr}")
     [(status,)] = until(lambda: system.query(ENDED, id=job.id), "the end of a cancelled job")
     seconds = time.monotonic() - began
     if seconds > CANCEL_SECONDS_MAX or status != "cancelled":
         raise BrokenPromiseError(f"a cancelled job is {status} after {seconds:.1f} s")
 
 
+def _run(system: System, *arguments: str) -> None:
+    """Run a command that must succeed."""
+    finished = system.command(*arguments)
+    if finished.returncode != 0:
+        words = finished.stderr.strip()
+        raise BrokenPromiseError(f"pixtrawl {' '.join(arguments)} ended with {finished.returncode}: {words}")
+
+
+@fault(full=10)
+def cancel_job(system: System, chance: random.Random) -> None:
+    """A job is cancelled while its chunks are in flight: it ends within seconds, all that is stored is paid for."""
+    job = _own_job(system, chance, chance.choice(system.users))
+    time.sleep(chance.uniform(0, 1))
+    _cancel(system, job)
+
+
+@fault(full=10, deadline_seconds=120)
+def retry_under_kills(system: System, chance: random.Random) -> None:
+    """A cancelled job is tried again and a child killed: at its end every candidate is accepted, paid for once."""
+    job = _own_job(system, chance, chance.choice(system.users))
+    _cancel(system, job)
+    kill_pool_child(system, chance)
+    _run(system, "retry", str(job.id), "--all-failed")
+    system.acknowledged.append(job)
+
+
+@fault(full=10)
+def change_priorities(system: System, chance: random.Random) -> None:
+    """Every job that has not ended gets another priority."""
+    for row in system.query(OPEN_JOBS):
+        with transaction(system.engine) as session:
+            change_priority(session, row.id, chance.randrange(11))
+
+
 @fault(full=10)
 def pause_and_resume(system: System, chance: random.Random) -> None:
     """Every job is paused for a moment and resumed."""
-    ids = [row.id for row in system.query("SELECT id FROM crawl_jobs WHERE completed_at IS NULL ORDER BY id")]
+    ids = [row.id for row in system.query(OPEN_JOBS)]
     with transaction(system.engine) as session:
         paused = [job_id for job_id in ids if pause_job(session, job_id)]
     time.sleep(chance.uniform(0, 2))
@@ -65,9 +97,7 @@ def delete_user(system: System, chance: random.Random) -> None:
     email = f"leaving-{chance.randrange(1 << 60)}@example.invalid"
     user_id = system.create_user(email)
     job = _own_job(system, chance, email)
-    finished = system.command("users", "delete", email, "--yes")
-    if finished.returncode != 0:
-        raise BrokenPromiseError(f"pixtrawl users delete ended with {finished.returncode}: {finished.stderr}")
+    _run(system, "users", "delete", email, "--yes")
     until(
         lambda: not system.query("SELECT FROM job_chunks WHERE job_id = :id", id=job.id), "its last chunk", 10
     )

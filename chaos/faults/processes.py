@@ -24,9 +24,9 @@ STATEMENTS = 30
 
 CHUNK_OF = "SELECT id, attempt FROM job_chunks WHERE status = 'processing' AND worker LIKE '%/' || :pid"
 LOCK_JOBS = "SELECT FROM crawl_jobs WHERE completed_at IS NULL ORDER BY id FOR UPDATE"
-SUSPECTS = """
-SELECT substring(worker FROM '[0-9]+$') AS pid FROM job_chunks
-WHERE status IN ('pending', 'processing') AND retry_count > 0
+TAKEN = """
+SELECT id, substring(worker FROM '[0-9]+$') AS pid, retry_count FROM job_chunks
+WHERE status IN ('pending', 'processing') AND (worker IS NOT NULL OR retry_count > 0)
 """
 STUCK = "SELECT FROM job_chunks WHERE retry_count > 0 LIMIT 1"
 CHUNKS_OF = """
@@ -44,14 +44,25 @@ def kill_pool_child(system: System, chance: random.Random) -> None:
 
 def _victim(system: System, chance: random.Random) -> int | None:
     """A child at random, but none whose chunk has just lost another: that is what a poisonous picture does."""
-    spared = {int(row.pid) for row in system.query(SUSPECTS) if row.pid}
-    pids = [pid for worker in system.workers for pid in worker.children() if pid not in spared]
+    spared = {int(row.pid) for row in system.query(TAKEN) if row.pid and row.retry_count}
+    pids = [pid for pid in _children(system) if pid not in spared]
     return chance.choice(pids) if pids else None
 
 
+def _children(system: System) -> list[int]:
+    return [pid for worker in system.workers for pid in worker.children()]
+
+
 def wait_for_innocence(system: System) -> None:
-    """Wait until no chunk is under suspicion for having lost its last worker."""
-    until(lambda: not system.query(SUSPECTS), "the end of all suspicion")
+    """Wait until no chunk has just lost its worker, so that the next loss is its first in a row."""
+    until(lambda: not _suspects(system), "the end of all suspicion")
+
+
+def _suspects(system: System) -> list[Any]:
+    """Chunks that lost their last worker, or are in the hands of one that is no more."""
+    taken = system.query(TAKEN)
+    alive = set(_children(system))
+    return [row for row in taken if row.retry_count or (row.pid and int(row.pid) not in alive)]
 
 
 @fault(full=20)
@@ -106,8 +117,7 @@ def kill_owner(trap: Trap) -> None:
 def stop_past_the_lease(system: System, chance: random.Random) -> None:
     """SIGSTOP of a pool child until its chunk has another owner, then SIGCONT: the zombie writes nothing."""
     wait_for_innocence(system)
-    pids = [pid for worker in system.workers for pid in worker.children()]
-    pid, chunk = until(lambda: _busy_child(system, chance, pids), "a child with a chunk")
+    pid, chunk = until(lambda: _busy_child(system, chance, _children(system)), "a child with a chunk")
     send(pid, signal.SIGSTOP)
     try:
         until(lambda: not _still(system, chunk), "the rescue", 20)
