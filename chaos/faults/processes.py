@@ -35,7 +35,7 @@ SELECT id, attempt FROM job_chunks WHERE status = 'processing' AND substring(wor
 STILL = "SELECT id FROM job_chunks WHERE id = :id AND attempt = :attempt AND status = 'processing'"
 
 
-@fault(full=200, short=2, gap_seconds=1)
+@fault(full=200, short=2, gap_seconds=2)
 def kill_pool_child(system: System, chance: random.Random) -> None:
     """SIGKILL of a worker's pool child at a random moment."""
     pid = until(lambda: _victim(system, chance), "a child whose chunk was not lost before")
