@@ -113,7 +113,7 @@ def walk(engine: Engine, message: Message, worker: str) -> bool:
 
 
 def renew(engine: Engine, fence: Fence) -> None:
-    """What a worker does every second."""
+    """What a worker does every half second; a young lease is only looked at."""
 
     def write(_: bool) -> None:
         with transaction(engine) as session:
