@@ -20,9 +20,9 @@ from scheduler.enqueue import RequestError
 from scheduler.enqueue import submit as enqueue
 from worker.store import StoreError
 
-BACKLOG = 160
+BACKLOG = 120
 """Candidates without an outcome that the crowd sees to."""
-SIZES = (10, 60)
+SIZES = (10, 50)
 PAUSE_SECONDS = 0.1
 LEAVE_SECONDS_MAX = 60
 

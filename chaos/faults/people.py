@@ -5,17 +5,17 @@ import time
 
 from chaos.crowd import submit
 from chaos.faults.processes import kill_pool_child
-from chaos.processes import until
+from chaos.processes import ChaosError, until
 from chaos.registry import BrokenPromiseError, fault
 from chaos.site import ACCEPTED, Line
 from chaos.system import Job, System
+from models import job_lifecycle as arrows
 from models.database import transaction
-from models.job_lifecycle import pause_job, resume_job
 from models.prioritizing import change_priority
 
 CANCEL_SECONDS_MAX = 6
 """Two seconds for the transfers in flight and their settlement, and the scheduler's round that closes the job."""
-LINES = 400
+LINES = 120
 
 ENDED = "SELECT status FROM crawl_jobs WHERE id = :id AND completed_at IS NOT NULL"
 OPEN_JOBS = "SELECT id FROM crawl_jobs WHERE completed_at IS NULL ORDER BY id"
@@ -37,7 +37,9 @@ def _own_job(system: System, chance: random.Random, user: str) -> Job:
 
 def _cancel(system: System, job: Job) -> None:
     """Cancel a job and measure until it has ended."""
-    _run(system, "cancel", str(job.id))
+    with transaction(system.engine) as session:
+        if not arrows.cancel_job(session, job.id):
+            raise ChaosError(f"job {job.id} has ended before it could be cancelled")
     began = time.monotonic()
     [(status,)] = until(lambda: system.query(ENDED, id=job.id), "the end of a cancelled job")
     seconds = time.monotonic() - began
@@ -84,11 +86,11 @@ def pause_and_resume(system: System, chance: random.Random) -> None:
     """Every job is paused for a moment and resumed."""
     ids = [row.id for row in system.query(OPEN_JOBS)]
     with transaction(system.engine) as session:
-        paused = [job_id for job_id in ids if pause_job(session, job_id)]
+        paused = [job_id for job_id in ids if arrows.pause_job(session, job_id)]
     time.sleep(chance.uniform(0, 2))
     with transaction(system.engine) as session:
         for job_id in paused:
-            resume_job(session, job_id)
+            arrows.resume_job(session, job_id)
 
 
 @fault(full=5, deadline_seconds=120)

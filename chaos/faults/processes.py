@@ -32,6 +32,9 @@ STUCK = "SELECT FROM job_chunks WHERE retry_count > 0 LIMIT 1"
 CHUNKS_OF = """
 SELECT id, attempt FROM job_chunks WHERE status = 'processing' AND substring(worker FROM '[0-9]+$') = ANY(:pids)
 """
+TAKEN_OVER = """
+SELECT FROM job_chunks WHERE id = :id AND attempt > :attempt AND status IN ('processing', 'completed', 'failed')
+"""
 STILL = "SELECT id FROM job_chunks WHERE id = :id AND attempt = :attempt AND status = 'processing'"
 
 
@@ -120,7 +123,7 @@ def stop_past_the_lease(system: System, chance: random.Random) -> None:
     pid, chunk = until(lambda: _busy_child(system, chance, _children(system)), "a child with a chunk")
     send(pid, signal.SIGSTOP)
     try:
-        until(lambda: not _still(system, chunk), "the rescue", 20)
+        until(lambda: system.query(TAKEN_OVER, id=chunk.id, attempt=chunk.attempt), "another owner", 30)
     finally:
         send(pid, signal.SIGCONT)
     said = until(lambda: _last_words(system, chunk), f"what the zombie says of chunk {chunk.id}")
