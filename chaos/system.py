@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,14 +20,15 @@ from types import TracebackType
 from typing import Any, Self
 
 from pydantic import SecretStr
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, Row, text
+from sqlalchemy.exc import DBAPIError
 
 from chaos.processes import PROGRAM, ChaosError, Part, until
 from chaos.proxy import Proxy
-from chaos.servers import open_postgres, open_valkey, start
+from chaos.servers import ANSWER_SECONDS_MAX, open_postgres, open_valkey, start
 from chaos.site import Line, Site
 from models.credits import CREDITS_MAX
-from models.database import make_engine, migrate, transaction
+from models.database import connection_lost, make_engine, migrate, transaction
 from models.members import create_profile
 from models.settings import Settings, read_settings
 
@@ -195,10 +197,17 @@ class System:
             timeout=120,
         )
 
-    def query(self, statement: str, **parameters: Any) -> list[Any]:
-        """Every row of one query of the harness's own, past the proxy."""
-        with self.engine.connect() as connection:
-            return list(connection.execute(text(statement), parameters).all())
+    def query(self, statement: str, **parameters: Any) -> Sequence[Row[Any]]:
+        """Every row of one query of the harness's own, past the proxy; a server that recovers is waited for."""
+        deadline = time.monotonic() + ANSWER_SECONDS_MAX
+        while True:
+            try:
+                with self.engine.connect() as connection:
+                    return connection.execute(text(statement), parameters).all()
+            except DBAPIError as error:
+                if not connection_lost(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
 
     def leader(self) -> Part:
         """The scheduler that leads. Raises ChaosError when there is none within the deadline."""

@@ -4,6 +4,9 @@ import random
 import signal
 import time
 
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
 from chaos.faults.processes import SCHEDULER, STATEMENTS, TRAP_SECONDS_MAX, WORKER
 from chaos.processes import send, until
 from chaos.registry import BrokenPromiseError, fault
@@ -13,6 +16,9 @@ from chaos.system import System
 COMMIT = b"COMMIT"
 SLOW_COMMIT_MICROSECONDS = 100_000
 
+BACKENDS = (
+    "SELECT pid FROM pg_stat_activity WHERE application_name IN ('pixtrawl worker', 'pixtrawl scheduler')"
+)
 TERMINATE = """
 SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
 WHERE application_name = :application AND pid <> pg_backend_pid()
@@ -36,6 +42,24 @@ def restart_postgres_immediate(system: System, _chance: random.Random) -> None:
     send(system.postgres.pid, signal.SIGQUIT)
     until(lambda: not system.postgres.running(), "the end of PostgreSQL")
     start(system.postgres)
+
+
+@fault(full=15, deadline_seconds=120)
+def kill_postgres_backend(system: System, chance: random.Random) -> None:
+    """SIGKILL of one of PostgreSQL's own processes, as when memory runs out: it ends all sessions and recovers."""
+    backends = until(lambda: [row.pid for row in system.query(BACKENDS)], "a session of ours")
+    with system.engine.connect() as connection:
+        send(chance.choice(backends), signal.SIGKILL)
+        until(lambda: _ended(connection), "the end of all sessions")
+    system.query("SELECT")  # Waits until it has recovered.
+
+
+def _ended(connection: Connection) -> bool:
+    try:
+        connection.exec_driver_sql("SELECT")
+    except DBAPIError:
+        return True
+    return False
 
 
 @fault(full=60, short=2)

@@ -55,9 +55,11 @@ def funds_for_some(system: System, chance: random.Random) -> None:
         lines = [Line(f"{system.site.url}/good/{first + place}", ACCEPTED) for place in range(DEBITS)]
         submit(system, system.engine, email, lines)
     until(lambda: _stuck(system, email), "the end of the funds")
-    [(balance, accepted)] = system.query(SPENT, email=email)
-    if (balance, accepted) != (0, FUNDS):
-        raise BrokenPromiseError(f"{FUNDS} credits paid for {accepted} images and {balance} are left")
+    spent = system.query(SPENT, email=email)[0]
+    if (spent.balance, spent.accepted) != (0, FUNDS):
+        raise BrokenPromiseError(
+            f"{FUNDS} credits paid for {spent.accepted} images, {spent.balance} are left"
+        )
     with transaction(system.engine) as session:
         grant(session, user_id, 3 * DEBITS - FUNDS, kind=TransactionType.PURCHASE, description="Top-up")
 
@@ -68,8 +70,10 @@ WHERE u.email = :email AND j.blocked_reason IS NOT NULL AND j.active_chunks = 0
     AND NOT EXISTS (SELECT FROM credit_transactions t WHERE t.job_id = j.id AND t.status = 'pending')
 """
 SPENT = """
-SELECT a.current_balance, (SELECT sum(j.valid_images) FROM crawl_jobs j JOIN projects p ON p.id = j.project_id
-    WHERE p.user_id = u.id) FROM profiles u JOIN credit_accounts a ON a.user_id = u.id WHERE u.email = :email
+SELECT a.current_balance AS balance, sum(j.valid_images) AS accepted
+FROM profiles u JOIN credit_accounts a ON a.user_id = u.id JOIN projects p ON p.user_id = u.id
+    JOIN crawl_jobs j ON j.project_id = p.id
+WHERE u.email = :email GROUP BY a.id
 """
 
 

@@ -150,6 +150,16 @@ def _busy_child(system: System, chance: random.Random, pids: list[int]) -> tuple
 
 
 @fault(full=5, deadline_seconds=120)
+def stop_a_worker(system: System, chance: random.Random) -> None:
+    """SIGSTOP of a whole worker, as on a machine that sleeps, then SIGCONT: it finds that others went on."""
+    wait_for_innocence(system)
+    worker = chance.choice(system.workers)
+    worker.signal_all(signal.SIGSTOP)
+    time.sleep(chance.uniform(5, 25) if system.full else 5)
+    worker.signal_all(signal.SIGCONT)
+
+
+@fault(full=5, deadline_seconds=120)
 def partition_a_worker(system: System, _chance: random.Random) -> None:
     """A worker is cut off from PostgreSQL and Redis until others have its chunks; it finds that, and works on."""
     with Proxy(system.postgres.socket) as database, Proxy(system.valkey.socket) as broker:
