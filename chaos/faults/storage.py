@@ -1,32 +1,42 @@
 """A store that is full, read-only, gone or not synced, and commits that fail after the objects were written."""
 
 import contextlib
+import ctypes
 import random
 import resource
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 from chaos.faults.processes import TRAP_SECONDS_MAX, WORKER, kill_owner, wait_for_innocence
 from chaos.processes import until
 from chaos.registry import fault
 from chaos.system import System
 
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
 PARKED = "SELECT id FROM job_chunks WHERE status = 'pending' AND available_at IS NOT NULL"
 
 
 @fault(full=10, deadline_seconds=120)
 def store_replaced_by_a_file(system: System, chance: random.Random) -> None:
     """The folder of the jobs' images becomes a file, so that nothing can be written; later it is there again."""
-    jobs = system.store / "jobs"
-    aside = system.store / "jobs.aside"
-    jobs.rename(aside)
-    jobs.touch()
+    jobs, aside = system.store / "jobs", system.store / "jobs.aside"
+    jobs.mkdir(exist_ok=True)
+    aside.touch()
+    exchange(jobs, aside)
     try:
         until(lambda: system.query(PARKED), "a chunk that is parked")
         time.sleep(chance.uniform(0, 2))
     finally:
-        jobs.unlink()
-        aside.rename(jobs)
+        exchange(jobs, aside)
+        aside.unlink()
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Swap two names in one step: in between, a worker would make the missing folder anew."""
+    library = ctypes.CDLL(None, use_errno=True)
+    if library.renameat2(AT_FDCWD, bytes(one), AT_FDCWD, bytes(other), RENAME_EXCHANGE):
+        raise OSError(ctypes.get_errno(), f"cannot exchange {one} and {other}")
 
 
 @fault(full=10, deadline_seconds=120)

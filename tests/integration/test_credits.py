@@ -18,7 +18,6 @@ from hypothesis.stateful import (
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import IntegrityError
 
-from models import audit
 from models.accounts import TransactionType
 from models.credits import CREDITS_MAX, CreditError, Hold, grant, hold, settle, spendable
 from models.database import transaction
@@ -37,12 +36,14 @@ from models.queueing import Message, publish_again
 from models.reopening import RetryError
 from models.retrying import ALL_FAILURES, TRANSIENT_FAILURES, Selection, retry_chunks
 from tests.support.crawling import (
+    ACCOUNTS,
     LEASE_SECONDS,
     NewJob,
     accepted,
     balance_of,
     change,
     check_books,
+    check_money,
     expire_lease,
     new_job,
     query,
@@ -72,13 +73,6 @@ def finish(engine: Engine, wanted: Hold, accepted_images: int) -> int | None:
     """Commit one settlement."""
     with transaction(engine) as session:
         return settle(session, wanted.chunk_id, accepted_images)
-
-
-def check_accounts(engine: Engine) -> None:
-    """The accounts are right. Chunks are not asked: these tests move credits, and no chunk."""
-    with transaction(engine) as session:
-        found = [found for found in audit.differences(session) if found.chunk is None]
-    assert not found, found
 
 
 def lines(engine: Engine) -> list[tuple[object, ...]]:
@@ -118,7 +112,7 @@ def test_a_grant_is_one_line_of_the_ledger(engine):
     assert lines(engine) == [("bonus", "completed", 5, 5, True), ("purchase", "completed", 7, 12, True)]
     with transaction(engine) as session, pytest.raises(CreditError, match="has no credit account"):
         grant(session, uuid.uuid4(), 7, description="Nobody's")
-    check_accounts(engine)
+    check_money(engine, ACCOUNTS)
 
 
 def test_an_account_never_holds_more_than_fits(engine):
@@ -140,7 +134,7 @@ def test_a_settlement_charges_what_was_accepted_and_gives_back_the_rest(engine):
     assert finish(engine, wanted, 4) is None
     assert lines(engine)[1:] == [("usage", "completed", -12, 88, True)]
     assert usage_of(engine, job) == (12, True)
-    check_accounts(engine)
+    check_money(engine, ACCOUNTS)
 
 
 def test_a_settlement_without_images_charges_nothing(engine):
@@ -151,7 +145,7 @@ def test_a_settlement_without_images_charges_nothing(engine):
     assert finish(engine, wanted, 0) == 0
     assert lines(engine)[1:] == [("usage", "cancelled", -10, 100, True)]
     assert usage_of(engine, job) == (0, True)
-    check_accounts(engine)
+    check_money(engine, ACCOUNTS)
 
 
 def test_a_chunk_has_one_open_hold(engine):
@@ -184,7 +178,7 @@ def test_a_hold_that_does_not_cover_the_charge_is_left_as_it_is(engine, images):
     with pytest.raises(CreditError, match=f"is 10 credits and {images} are due"):
         finish(engine, hold_for(job), images)
     assert lines(engine)[1:] == [("usage", "pending", -10, 90, False)]
-    check_accounts(engine)
+    check_money(engine, ACCOUNTS)
 
 
 def test_twenty_holds_at_once_with_funds_for_ten(engine):
@@ -197,7 +191,7 @@ def test_twenty_holds_at_once_with_funds_for_ten(engine):
     with ThreadPoolExecutor(20) as threads:
         list(threads.map(lambda chunk: finish(engine, hold_for(job, chunk), 1), range(20)))
     assert balance_of(engine, job) == 99
-    check_accounts(engine)
+    check_money(engine, ACCOUNTS)
 
 
 def test_the_monthly_limit_bounds_what_is_held(engine):
@@ -233,7 +227,7 @@ def test_a_new_month_starts_at_nothing(engine):
     assert finish(engine, hold_for(job, 2), 1) == 1
     assert usage_of(engine, job) == (1, True)
     assert balance_of(engine, job) == 100 - 8 - 3 - 1
-    check_accounts(engine)
+    check_money(engine, ACCOUNTS)
 
 
 def test_a_hold_settled_before_the_next_months_first_lowers_its_own_month(engine):
@@ -243,7 +237,7 @@ def test_a_hold_settled_before_the_next_months_first_lowers_its_own_month(engine
     pass_month(engine)
     assert finish(engine, hold_for(job), 4) == 4
     assert usage_of(engine, job) == (4, False)
-    check_accounts(engine)
+    check_money(engine, ACCOUNTS)
 
 
 @dataclass

@@ -22,11 +22,11 @@ from scheduler.leader import Leader
 from scheduler.loop import Stages
 from tests.support.crawling import (
     LEASE_SECONDS,
-    RULES,
     NewJob,
     accepted,
     balance_of,
     change,
+    check_money,
     new_job,
     query,
     queue_ready,
@@ -37,21 +37,8 @@ from tests.support.crawling import (
 from tests.support.processes import until
 from worker.writing import LostChunkError, commit
 
-MONEY = (
-    "balance = completed + open holds",
-    "monthly usage = what was spent or held in its month",
-    "an ended chunk cost what it accepted",
-    "an ended chunk holds nothing",
-)
 ORPHANED = """SELECT t.id FROM credit_transactions t LEFT JOIN job_chunks c ON c.id = t.chunk_id
     WHERE t.status = 'pending' AND t.type = 'usage' AND c.id IS NULL"""
-
-
-def check_money(engine: Engine) -> None:
-    """Every rule of the ledger, and none of its holds is for a chunk that is gone."""
-    broken = {rule: rows for rule in MONEY if (rows := query(engine, RULES[rule]))}
-    assert not broken
-    assert query(engine, ORPHANED) == []
 
 
 def ledger(engine: Engine, job: NewJob) -> dict[str, Any]:

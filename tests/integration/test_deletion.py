@@ -18,7 +18,7 @@ from scheduler.batches import StoppedError
 from scheduler.broker import Broker
 from scheduler.cli import main
 from scheduler.deletion import JobDeletion
-from tests.support.crawling import RULES, change, query, queue_ready, read_job
+from tests.support.crawling import change, check_money, query, queue_ready, read_job
 from tests.support.processes import Command, until
 from tests.support.tenants import (
     Tenant,
@@ -89,16 +89,6 @@ def deletion(settings: Settings, engine: Engine, job_id: int, **options: Any) ->
     )
 
 
-def money(engine: Engine) -> list[Any]:
-    """What breaks a rule of the ledger, and holds for chunks that are gone."""
-    rules = ("balance = completed + open holds", "monthly usage = what was spent or held in its month")
-    orphaned = """SELECT t.id FROM credit_transactions t LEFT JOIN job_chunks c ON c.id = t.chunk_id
-        WHERE t.status = 'pending' AND c.id IS NULL"""
-    return [
-        row for statement in (*(RULES[rule] for rule in rules), orphaned) for row in query(engine, statement)
-    ]
-
-
 def test_one_job_goes_and_its_owner_gets_back_what_was_held(engine, settings, shell, make, world, capsys):
     """Rows, objects, the copy of the input and messages; the other job of the same user and everybody else's stay.
     What was accepted stays charged, and a line of activity says who is gone.
@@ -120,7 +110,7 @@ def test_one_job_goes_and_its_owner_gets_back_what_was_held(engine, settings, sh
         engine, "SELECT current_balance FROM credit_accounts WHERE user_id = :id", id=ada.user_id
     )
     assert now == balance + 17
-    assert money(engine) == []
+    check_money(engine)
     left = rows_of(engine, ada)
     assert {table: left[table] for table in JOB_TABLES} == {table: rows[table] // 2 for table in JOB_TABLES}
     assert report["rows"] == {table: rows[table] // 2 for table in JOB_TABLES}
@@ -169,7 +159,7 @@ def test_a_walk_that_dies_at_any_statement_goes_on(engine, settings, make, tmp_p
                 walk.run()
         finally:
             event.remove(engine, "before_cursor_execute", die)
-        assert money(engine) == []
+        check_money(engine)
         urls = [
             url for (url,) in query(engine, f"SELECT storage_url FROM images WHERE crawl_job_id = {staying}")
         ]

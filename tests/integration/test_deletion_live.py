@@ -11,13 +11,12 @@ from models.database import transaction
 from models.members import create_profile, create_project
 from models.settings import Settings, read_settings
 from scheduler.enqueue import submit
-from tests.support.crawling import RULES, change, query, read_job
+from tests.support.crawling import change, check_money, query, read_job
 from tests.support.processes import Command, environment, until
 from tests.support.site import Site
 from tests.support.tenants import read_messages, valkey
 
 ADA = "ada@example.invalid"
-MONEY = ("balance = completed + open holds", "monthly usage = what was spent or held in its month")
 
 
 @pytest.fixture
@@ -93,7 +92,7 @@ def test_workers_let_go_of_deleted_jobs_and_nobody_loses_a_credit(engine, settin
     assert json.loads(deletion.output)["complete"]
     job = read_job(engine, staying)
     assert (job["status"], job["valid_images"], job["failures"]) == ("completed", 34, {"http_status": 5})
-    assert [rows for rule in MONEY if (rows := query(engine, RULES[rule]))] == []
+    check_money(engine)
     assert query(engine, "SELECT count(*) FROM credit_transactions WHERE status = 'pending'") == [(0,)]
     assert query(engine, "SELECT id FROM crawl_jobs") == [(staying,)]
     assert not any(read_messages(settings).values())
