@@ -15,13 +15,15 @@ account AS MATERIALIZED (
 JOBS = """
 job AS MATERIALIZED (
     SELECT j.*, p.user_id FROM crawl_jobs j JOIN projects p ON p.id = j.project_id
-    WHERE j.id = ANY(CAST(:jobs AS int[])) AND j.source_kind IS NOT NULL AND NOT EXISTS (
+    WHERE j.id = ANY(CAST(:jobs AS int[])) AND j.source_kind IS NOT NULL AND j.deleting_at IS NULL AND NOT EXISTS (
         SELECT FROM credit_accounts a WHERE a.user_id = p.user_id AND a.closing_at IS NOT NULL)),
 chunk AS MATERIALIZED (
     SELECT c.id, c.job_id, c.status, c.size, c.accepted, c.failed, job.user_id, job.unit_price
     FROM job JOIN job_chunks c ON c.job_id = job.id)
 """
-"""Jobs without a source are other services', which count as they like."""
+"""Jobs without a source are other services', which count as they like; one that is being deleted, alone or with its
+user, has lost rows already.
+"""
 
 OF_ACCOUNTS = (
     # The balance is the sum of its transactions.

@@ -152,7 +152,7 @@ def test_every_page_is_looked_at(engine, job, monkeypatch):
 
 
 def test_deleted_jobs_and_closing_accounts_are_no_difference(engine, job):
-    """A job that is gone leaves its charges; an account that is being deleted explains nothing."""
+    """A job that is gone leaves its charges; a job or an account that is being deleted explains nothing."""
     with transaction(engine) as session:
         session.execute(text("UPDATE crawl_jobs SET cancelled_at = now()"))
     other = new_job(engine, [5])
@@ -163,6 +163,9 @@ def test_deleted_jobs_and_closing_accounts_are_no_difference(engine, job):
     change(engine, "DELETE FROM crawl_jobs WHERE id = :id", id=other.id)
     assert audited(engine) == []
     bend(engine, "DELETE FROM images")
+    assert audited(engine) != []
+    bend(engine, "UPDATE crawl_jobs SET deleting_at = now()")
+    assert audited(engine) == []
     bend(engine, "DELETE FROM credit_transactions")
     assert audited(engine) != []
     change(engine, "UPDATE credit_accounts SET closing_at = now()")
