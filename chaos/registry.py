@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from chaos.system import System
 
-NOUNS = ("processes", "broker", "database", "storage", "money", "clock", "people", "storms")
+NOUNS = ("workers", "schedulers", "broker", "database", "storage", "money", "clock", "people", "storms")
 Inject = Callable[[System, random.Random], None]
 
 

@@ -7,11 +7,11 @@ import time
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from chaos.faults.processes import SCHEDULER, STATEMENTS, TRAP_SECONDS_MAX, WORKER
 from chaos.processes import send, until
 from chaos.registry import BrokenPromiseError, fault
 from chaos.servers import start
 from chaos.system import System
+from chaos.traps import SCHEDULER, STATEMENTS, TRAP_SECONDS_MAX, WORKER
 
 COMMIT = b"COMMIT"
 SLOW_COMMIT_MICROSECONDS = 100_000

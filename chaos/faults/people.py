@@ -4,7 +4,7 @@ import random
 import time
 
 from chaos.crowd import submit
-from chaos.faults.processes import kill_pool_child
+from chaos.faults.workers import kill_pool_child
 from chaos.processes import ChaosError, until
 from chaos.registry import BrokenPromiseError, fault
 from chaos.site import ACCEPTED, Line

@@ -8,10 +8,11 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from chaos.faults.processes import TRAP_SECONDS_MAX, WORKER, kill_owner, wait_for_innocence
+from chaos.owners import wait_for_innocence
 from chaos.processes import until
 from chaos.registry import fault
 from chaos.system import System
+from chaos.traps import TRAP_SECONDS_MAX, WORKER, kill_owner
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 PARKED = "SELECT id FROM job_chunks WHERE status = 'pending' AND available_at IS NOT NULL"

@@ -3,13 +3,13 @@
 import random
 import time
 
-from chaos.faults import broker, database, processes
+from chaos.faults import broker, database, workers
 from chaos.registry import fault
 from chaos.system import System
 
 QUICK = (
-    processes.kill_pool_child,
-    processes.kill_worker,
+    workers.kill_pool_child,
+    workers.kill_worker,
     broker.lose_messages,
     broker.duplicate_messages,
     broker.redeliver_messages,

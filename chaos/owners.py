@@ -1,0 +1,67 @@
+"""Who has which chunk: asked of the database, of /proc, and of what workers say. Changes nothing."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from chaos.processes import until
+from chaos.system import System
+
+TAKEN = """
+SELECT id, substring(worker FROM '[0-9]+$') AS pid, retry_count FROM job_chunks
+WHERE status IN ('pending', 'processing') AND (worker IS NOT NULL OR retry_count > 0)
+"""
+CHUNKS_OF = """
+SELECT id, attempt FROM job_chunks WHERE status = 'processing' AND substring(worker FROM '[0-9]+$') = ANY(:pids)
+"""
+TAKEN_OVER = """
+SELECT FROM job_chunks WHERE id = :id AND attempt > :attempt AND status IN ('processing', 'completed', 'failed')
+"""
+ENDED = (
+    "SELECT id FROM job_chunks WHERE id = :id AND attempt = :attempt AND status IN ('completed', 'failed')"
+)
+STILL = "SELECT id FROM job_chunks WHERE id = :id AND attempt = :attempt AND status = 'processing'"
+
+
+def children(system: System) -> list[int]:
+    """Every child of every worker's pool."""
+    return [pid for worker in system.workers for pid in worker.children()]
+
+
+def wait_for_innocence(system: System) -> None:
+    """Wait until no chunk has just lost its worker, so that the next loss is its first in a row."""
+    until(lambda: not _suspects(system), "the end of all suspicion")
+
+
+def _suspects(system: System) -> list[Any]:
+    """Chunks that lost their last worker, or are in the hands of one that is no more."""
+    taken = system.query(TAKEN)
+    alive = set(children(system))
+    return [row for row in taken if row.retry_count or (row.pid and int(row.pid) not in alive)]
+
+
+def chunks_of(system: System, pids: Sequence[int]) -> Sequence[Any]:
+    """Chunks in the hands of these children, each with its attempt."""
+    return system.query(CHUNKS_OF, pids=[str(pid) for pid in pids])
+
+
+def still(system: System, chunk: Any) -> bool:
+    """Whether a chunk is still in the hands of the worker that had this attempt of it."""
+    return bool(system.query(STILL, id=chunk.id, attempt=chunk.attempt))
+
+
+def ended(system: System, chunk: Any) -> bool:
+    """Whether a chunk has ended by this very attempt."""
+    return bool(system.query(ENDED, id=chunk.id, attempt=chunk.attempt))
+
+
+def taken_over(system: System, chunk: Any) -> bool:
+    """Whether somebody has made a later attempt at a chunk, and is at it or done with it."""
+    return bool(system.query(TAKEN_OVER, id=chunk.id, attempt=chunk.attempt))
+
+
+def last_words(system: System, chunk: Any) -> list[str]:
+    """How a worker's attempt at a chunk ended, by its own word."""
+    logs = [worker.log.read_text("utf-8") for worker in system.workers]
+    attempt = rf"attempt={chunk.attempt} chunk={chunk.id} "
+    return re.findall(rf"\] (chunk_lost|chunk_settled|chunk_handed_back) {attempt}", "".join(logs))
