@@ -6,6 +6,8 @@ import time
 from functools import partial
 from typing import Any
 
+from sqlalchemy import text
+
 from chaos.owners import children, chunks_of, ended, last_words, still, taken_over, wait_for_innocence
 from chaos.processes import Part, owner_of_port, send, until
 from chaos.proxy import Proxy
@@ -18,7 +20,8 @@ LEAVE_SECONDS_MAX = 15
 BLOCKED_SECONDS_MAX = 11
 """PostgreSQL ends a transaction that is idle for 10 s, and looks when the timer tells it to."""
 
-LOCK_JOBS = "SELECT FROM crawl_jobs WHERE completed_at IS NULL ORDER BY id FOR UPDATE"
+OPEN_JOBS = "SELECT id FROM crawl_jobs WHERE completed_at IS NULL"
+LOCK_JOB = text("SELECT FROM crawl_jobs WHERE id = :id FOR UPDATE")
 SPARED = """
 SELECT substring(worker FROM '[0-9]+$') AS pid FROM job_chunks WHERE worker IS NOT NULL AND retry_count > 0
 """
@@ -125,9 +128,10 @@ def stop_in_a_transaction(system: System, _chance: random.Random) -> None:
         send(pid, signal.SIGSTOP)
     try:
         began = time.monotonic()
-        with system.engine.begin() as connection:
-            connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{2 * BLOCKED_SECONDS_MAX}s'")
-            connection.exec_driver_sql(LOCK_JOBS)
+        for row in system.query(OPEN_JOBS):
+            with system.engine.begin() as connection:
+                connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{2 * BLOCKED_SECONDS_MAX}s'")
+                connection.execute(LOCK_JOB, {"id": row.id})
         waited = time.monotonic() - began
     finally:
         send(pid, signal.SIGCONT)
