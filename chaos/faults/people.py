@@ -2,6 +2,7 @@
 
 import random
 import time
+from pathlib import Path
 
 from chaos.crowd import submit
 from chaos.faults.workers import kill_pool_child
@@ -55,6 +56,11 @@ def _run(system: System, *arguments: str) -> None:
         raise BrokenPromiseError(f"pixtrawl {' '.join(arguments)} ended with {finished.returncode}: {words}")
 
 
+def _objects(system: System, job: Job) -> list[Path]:
+    """What the store has of a job."""
+    return [path for path in (system.store / "jobs" / str(job.id)).glob("*.*") if "#" not in path.name]
+
+
 @fault(full=10)
 def cancel_job(system: System, chance: random.Random) -> None:
     """A job is cancelled while its chunks are in flight: it ends within seconds, all that is stored is paid for."""
@@ -94,6 +100,17 @@ def pause_and_resume(system: System, chance: random.Random) -> None:
 
 
 @fault(full=5, deadline_seconds=120)
+def delete_job(system: System, chance: random.Random) -> None:
+    """``pixtrawl delete`` of a job whose chunks are in flight: nothing is left of it but what it was charged."""
+    job = _own_job(system, chance, chance.choice(system.users))
+    _run(system, "delete", str(job.id), "--yes")
+    left = system.query("SELECT FROM images WHERE crawl_job_id = :id", id=job.id)
+    objects = _objects(system, job)
+    if left or objects:
+        raise BrokenPromiseError(f"a deleted job left {len(left)} images and {len(objects)} objects")
+
+
+@fault(full=5, deadline_seconds=120)
 def delete_user(system: System, chance: random.Random) -> None:
     """``pixtrawl users delete`` while the user's chunks are in flight: nothing is left, others work on."""
     email = f"leaving-{chance.randrange(1 << 60)}@example.invalid"
@@ -104,6 +121,6 @@ def delete_user(system: System, chance: random.Random) -> None:
         lambda: not system.query("SELECT FROM job_chunks WHERE job_id = :id", id=job.id), "its last chunk", 10
     )
     left = system.query("SELECT FROM credit_transactions WHERE user_id = :id", id=user_id)
-    objects = [path for path in (system.store / "jobs" / str(job.id)).glob("*.*") if "#" not in path.name]
+    objects = _objects(system, job)
     if left or objects:
         raise BrokenPromiseError(f"a deleted user left {len(left)} transactions and {len(objects)} objects")
