@@ -3,6 +3,7 @@
 import random
 
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from chaos.crowd import submit
 from chaos.processes import until
@@ -11,7 +12,7 @@ from chaos.site import ACCEPTED, Line
 from chaos.system import System
 from models.accounts import TransactionType
 from models.credits import grant
-from models.database import transaction
+from models.database import transaction, transient
 
 FUNDS, DEBITS = 30, 50
 
@@ -19,7 +20,7 @@ FUNDS, DEBITS = 30, 50
 MONTH_AGO = """
 to_char(to_date({period}, 'YYYY-MM') - interval '1 month', 'YYYY-MM')
 """
-LOCK_ACCOUNTS = "SELECT FROM credit_accounts ORDER BY id FOR UPDATE"
+LOCK = "LOCK TABLE credit_accounts, credit_transactions IN ACCESS EXCLUSIVE MODE"
 MOVE_ROWS = (
     f"UPDATE credit_transactions SET period = {MONTH_AGO.format(period='period')} WHERE period IS NOT NULL"
 )
@@ -31,10 +32,24 @@ OPEN_HOLDS = "SELECT FROM credit_transactions WHERE type = 'usage' AND status = 
 def month_turns(system: System, _chance: random.Random) -> None:
     """The month turns while holds are open: all that was held and spent so far lies in the month before."""
     until(lambda: system.query(OPEN_HOLDS), "an open hold")
-    with transaction(system.engine) as session:
-        session.execute(text("SET LOCAL session_replication_role = replica"))
-        for statement in (LOCK_ACCOUNTS, MOVE_ROWS, MOVE_ACCOUNTS):
-            session.execute(text(statement))
+    until(lambda: _turn(system), "the turn of the month")
+
+
+def _turn(system: System) -> bool:
+    """Move all to the month before; False when others were in the way.
+
+    The tables are locked: a settlement that began before would else see the accounts of one month and the holds
+    of another, which no real turn of a month does.
+    """
+    try:
+        with transaction(system.engine) as session:
+            for statement in (LOCK, "SET LOCAL session_replication_role = replica", MOVE_ROWS, MOVE_ACCOUNTS):
+                session.execute(text(statement))
+    except DBAPIError as error:
+        if not transient(error):
+            raise
+        return False
+    return True
 
 
 @fault(full=10, deadline_seconds=120)
