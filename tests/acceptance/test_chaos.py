@@ -233,7 +233,7 @@ def test_the_end_check_finds_what_is_wrong(systems: Systems) -> None:
     stray.touch()
     assert endcheck.orphans(system) == [stray]
     with system.engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE credit_accounts SET current_balance = current_balance - 1")
+        connection.exec_driver_sql("UPDATE credit_accounts SET current_balance = current_balance + 1")
         connection.exec_driver_sql(f"DELETE FROM images WHERE id = {image.id}")
     found = "\n".join(endcheck.differences(system, jobs))
     for words in ("nothing instead of accepted", "balance of an account", "images of a chunk"):

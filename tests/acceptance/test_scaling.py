@@ -118,7 +118,9 @@ def test_a_pool_that_shrinks_and_grows_loses_nothing(
         control.pool_shrink(2, destination=[name], reply=True)
         row = ended(engine, job)
         assert (row["status"], row["valid_images"]) == ("completed", 1200)
-        control.pool_shrink(2, destination=[name], reply=True)
+        # A pool whose children are all busy refuses to shrink, which may have been so before.
+        if (more := len(children_of(worker)) - 1) > 0:
+            control.pool_shrink(more, destination=[name], reply=True)
         until(lambda: query(engine, "SELECT slots FROM workers") == [(1,)], "one slot")
         assert said(scheduler, "chunk_rescued") == 0
     check_books(engine)

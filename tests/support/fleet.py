@@ -98,7 +98,7 @@ def new_crawl(
 ) -> NewJob:
     """A job for these URLs, split into chunks already."""
     size = chunk_size or len(urls)
-    columns = {"store_url": store_url, "balance": 10_000_000} | columns
+    columns = {"store_url": store_url, "balance": 10_000_000, "max_images": len(urls)} | columns
     # A scheduler looks at it once it has its chunks: before, it is another service's.
     job = new_job(engine, [], source_kind=None, source_state=SourceState.SPLITTING, **columns)
     chunks = []
