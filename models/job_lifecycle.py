@@ -152,16 +152,20 @@ def block_job(session: Session, job_id: int, reason: BlockedReason) -> bool:
 
 UNBLOCK = text(f"""
 UPDATE crawl_jobs j SET blocked_reason = NULL
-FROM projects p JOIN credit_accounts a ON a.user_id = p.user_id CROSS JOIN LATERAL (SELECT least(a.current_balance,
-    a.monthly_limit - CASE WHEN a.usage_period >= {PERIOD} THEN a.monthly_usage ELSE 0 END) AS credits) free
+FROM projects p JOIN credit_accounts a ON a.user_id = p.user_id
 WHERE p.id = j.project_id AND j.blocked_reason IS NOT NULL AND j.status IN ('pending', 'running')
-    AND free.credits >= j.unit_price
+    AND j.unit_price <= CASE j.blocked_reason WHEN 'out_of_credits' THEN a.current_balance
+        ELSE a.monthly_limit - CASE WHEN a.usage_period >= {PERIOD} THEN a.monthly_usage ELSE 0 END END
 RETURNING j.id
 """)
 
 
 def unblock_jobs(session: Session) -> list[int]:
-    """blocked → running, for jobs whose account can pay for an image again."""
+    """blocked → running, for jobs whose account has again what they were blocked for.
+
+    When the other thing is missing, dispatch blocks them for that, and says so: a top-up over the monthly limit
+    must not leave a job "out of credits".
+    """
     return list(session.execute(UNBLOCK).scalars())
 
 

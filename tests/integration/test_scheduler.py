@@ -292,6 +292,27 @@ def test_the_monthly_limit_blocks_with_its_own_reason(engine, leader):
     assert len(dispatch(leader)) == 1
 
 
+def test_a_job_is_blocked_for_what_is_missing_now(engine, leader):
+    """A top-up over the monthly limit: no longer out of credits; with the limit raised it goes on."""
+    set_slots(engine, 4)
+    job = new_job(engine, [4, 4], balance=4, monthly_limit=4)
+    [message] = dispatch(leader)
+    finish(engine, message)
+    assert read_job(engine, job.id)["blocked_reason"] == "out_of_credits"
+    with transaction(engine) as session:
+        grant(session, job.user_id, 9, description="More")
+        assert unblock_jobs(session) == [job.id]
+    assert dispatch(leader) == []
+    assert read_job(engine, job.id)["blocked_reason"] == "monthly_limit"
+    assert told(engine, "billing") == ["Out of credits", "Monthly limit reached"]
+    with transaction(engine) as session:
+        assert unblock_jobs(session) == []
+    change(engine, "UPDATE credit_accounts SET monthly_limit = 8")
+    with transaction(engine) as session:
+        assert unblock_jobs(session) == [job.id]
+    assert len(dispatch(leader)) == 1
+
+
 def test_a_round_brings_chunks_along_to_their_jobs_priority(engine, leader):
     """Batch by batch, until nothing differs; then it costs one look."""
     job = new_job(engine, [1] * 3, priority=2)
