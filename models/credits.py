@@ -123,15 +123,15 @@ def add_credits(
             f"an account holds {CREDITS_MAX:,} at most, and one that is being deleted takes none."
         )
     if (before.user_id, before.amount) != (user_id, amount):
-        raise CreditError(taken(kind, reference, before.amount))
+        raise CreditError(taken(kind, reference, before.amount, elsewhere=before.user_id != user_id))
     return Added(before.id, before.balance_after, repeated=True)
 
 
-def taken(kind: TransactionType, reference: str | None, amount: int) -> str:
-    """The sentence about a reference that stands for something else already."""
+def taken(kind: TransactionType, reference: str | None, amount: int, *, elsewhere: bool = False) -> str:
+    """The sentence about a reference that stands for something else already, perhaps of another user."""
     return (
-        f"The reference {reference} belongs to another {kind.value}, of {amount:,} credits: "
-        "see `pixtrawl credits history`."
+        f"The reference {reference} belongs to another {kind.value}, of {amount:,} credits"
+        f"{' of another user' if elsewhere else ''}: see `pixtrawl credits history`."
     )
 
 

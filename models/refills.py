@@ -29,10 +29,11 @@ class Refill:
     credits: int
 
 
-MAY_REFILL = """a.auto_refill_enabled AND a.closing_at IS NULL AND coalesce(a.refill_after <= now(), true)
-    AND :per_day_max > (SELECT count(*) FROM credit_transactions t
-        WHERE t.account_id = a.id AND t.refill AND t.status = 'completed'
-            AND t.created_at >= date_trunc('day', now() AT TIME ZONE 'utc') AT TIME ZONE 'utc')"""
+PAID_TODAY = """t.account_id = a.id AND t.refill AND t.status = 'completed'
+    AND t.created_at >= date_trunc('day', now() AT TIME ZONE 'utc') AT TIME ZONE 'utc'"""
+"""Whether ``t`` is a refill of account ``a`` that counts against today's."""
+MAY_REFILL = f"""a.auto_refill_enabled AND a.closing_at IS NULL AND coalesce(a.refill_after <= now(), true)
+    AND :per_day_max > (SELECT count(*) FROM credit_transactions t WHERE {PAID_TODAY})"""
 """Whether an account ``a`` may buy at all now."""
 OPEN = text(f"""
 WITH stuck AS (

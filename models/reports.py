@@ -13,6 +13,7 @@ from sqlalchemy import TextClause, text
 from sqlalchemy.orm import Session
 
 from models.credits import PERIOD
+from models.refills import PAID_TODAY
 from models.workers import live_workers as live_workers  # noqa: PLC0414 - commands find their reports here
 
 JOB_COLUMNS = """
@@ -74,7 +75,8 @@ SELECT u.email AS "user", a.current_balance AS balance, holds.held,
     CASE WHEN a.usage_period >= {PERIOD} THEN a.monthly_usage ELSE 0 END AS monthly_usage, a.monthly_limit,
     a.average_daily_usage, jsonb_build_object('enabled', a.auto_refill_enabled, 'threshold', a.refill_threshold,
         'amount', a.refill_amount, 'declines', a.refill_declines, 'pending', (
-            SELECT t.id FROM credit_transactions t WHERE t.account_id = a.id AND t.refill AND t.status = 'pending'))
+            SELECT t.id FROM credit_transactions t WHERE t.account_id = a.id AND t.refill AND t.status = 'pending'),
+        'paid_today', (SELECT count(*) FROM credit_transactions t WHERE {PAID_TODAY}))
         AS auto_refill, a.refill_after
 FROM profiles u JOIN credit_accounts a ON a.user_id = u.id
 CROSS JOIN LATERAL (
@@ -84,7 +86,7 @@ WHERE u.email = :email
 """)
 HISTORY = text("""
 SELECT t.id, t.created_at, t.settled_at, t.type, t.status, t.amount, t.balance_after, t.job_id, t.chunk_id,
-    t.description, t.reference
+    t.description, t.reference, t.metadata->>'payment' AS payment, t.metadata->>'declined' AS declined
 FROM credit_transactions t WHERE t.user_id = (SELECT id FROM profiles WHERE email = :email)
 ORDER BY t.created_at DESC, t.id LIMIT :limit
 """)

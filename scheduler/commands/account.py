@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from models.members import find_user
 from models.reports import account_report
-from scheduler.printing import count
+from scheduler.printing import count, moment
 
 
 def account_of(session: Session, email: str) -> dict[str, Any]:
@@ -36,14 +36,17 @@ def being_deleted(email: str) -> click.ClickException:
     )
 
 
-def refill_line(account: dict[str, Any]) -> str:
-    """Auto-refill in one line."""
+def refill_line(account: dict[str, Any], per_day_max: int) -> str:
+    """Auto-refill in one line, with why the next one is not bought at once."""
     refill = account["auto_refill"]
     wish = f"{count(refill['amount'])} credits under a balance of {count(refill['threshold'])}"
     if not refill["enabled"]:
-        return f"auto-refill: off (it would buy {wish})"
+        wish = f"off (it would buy {wish})"
+    line = f"auto-refill: {wish}"
     if refill["pending"]:
-        return f"auto-refill: {wish}; one is being paid ({refill['pending']})"
-    if refill["declines"]:
-        return f"auto-refill: {wish}; declined, next not before {account['refill_after']}"
-    return f"auto-refill: {wish}"
+        return f"{line}; one is being paid ({refill['pending']})"
+    if refill["enabled"] and refill["declines"]:
+        return f"{line}; declined, next not before {moment(account['refill_after'])}"
+    if refill["enabled"] and refill["paid_today"] >= per_day_max:
+        return f"{line}; {count(refill['paid_today'])} bought today, the next comes tomorrow (UTC)"
+    return line

@@ -14,7 +14,7 @@ from scheduler.commands.jobs import job_argument
 from scheduler.commands.options import json_option, limit_option, user_option
 from scheduler.commands.refill import answer, refill
 from scheduler.connect import open_database
-from scheduler.printing import count, moment, print_json, print_table
+from scheduler.printing import count, counted, moment, print_json, print_table
 
 COLUMNS = ("TIME", "TYPE", "STATUS", "AMOUNT", "BALANCE", "DESCRIPTION")
 REFERENCE_LENGTH_MAX = 255
@@ -46,7 +46,7 @@ def show(user: str | None, as_json: bool) -> None:
     click.echo(f"held for chunks under way: {count(account['held'])}")
     click.echo(f"this month: {count(account['monthly_usage'])} of {count(account['monthly_limit'])}")
     click.echo(f"a day, on average: {account['average_daily_usage']:,.2f}")
-    click.echo(refill_line(account))
+    click.echo(refill_line(account, settings.refills_per_day_max))
 
 
 @credits_.command("grant")
@@ -105,6 +105,8 @@ def refund(
     """Give back credits that a job was charged: never more than that, all refunds of the job together."""
     if amount is not None and images is not None:
         raise click.UsageError("--amount and --images exclude each other")
+    if not reason.strip():
+        raise click.UsageError("Say why with --reason: the owner is told")
     with open_database() as (_, engine), transaction(engine) as session:
         if images is not None:
             amount = min(images * payer(session, job)[1], CREDITS_MAX)
@@ -117,7 +119,7 @@ def refund(
     if done.added.repeated:
         click.echo(f"The refund {reference} was made before; nothing changed.", err=True)
     click.echo(
-        f"Refunded {count(done.amount)} credits of job {job}: "
+        f"Refunded {counted(done.amount, 'credit')} of job {job}: "
         f"{count(done.refunded)} of {count(done.charged)} charged are refunded now"
     )
 
@@ -159,7 +161,7 @@ def history(user: str | None, limit: int, as_json: bool) -> None:
             row["status"],
             f"{row['amount']:+,}",
             count(row["balance_after"]),
-            row["description"] or "",
+            ": ".join(filter(None, (row["description"], row["payment"] or row["declined"]))),
         )
         for row in transactions
     ]

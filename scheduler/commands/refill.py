@@ -43,16 +43,20 @@ def refill(
     if as_json:
         print_json(account["auto_refill"])
         return
-    click.echo(refill_line(account))
+    click.echo(refill_line(account, settings.refills_per_day_max))
 
 
 @click.command()
 @click.argument("refill_id", metavar="REFILL", type=click.UUID)
 @click.option("--paid", metavar="PAYMENT", help="It was paid; PAYMENT is what the service calls it.")
 @click.option("--unpaid", is_flag=True, help="It was not paid, and the service will not pay it any more.")
-def answer(refill_id: uuid.UUID, paid: str | None, unpaid: bool) -> None:
-    """Say what became of a refill when its payment service no longer can. Look there first: nothing is asked."""
-    if (paid is None) != unpaid:
+@json_option
+def answer(refill_id: uuid.UUID, paid: str | None, unpaid: bool, as_json: bool) -> None:
+    """Say what became of a refill when its payment service no longer can. Look there first: nothing is asked.
+
+    REFILL is the id that `pixtrawl credits show` gives for one that is being paid.
+    """
+    if (paid is None) != unpaid or (paid is not None and not paid.strip()):
         raise click.UsageError("Say either --paid PAYMENT or --unpaid")
     with open_database() as (_, engine), transaction(engine) as session:
         given_up = paid is None and give_up_refill(session, refill_id)
@@ -61,4 +65,7 @@ def answer(refill_id: uuid.UUID, paid: str | None, unpaid: bool) -> None:
         raise click.ClickException(
             f"No refill {refill_id} is pending: `pixtrawl credits history` shows what became of it."
         )
+    if as_json:
+        print_json({"refill": str(refill_id), "status": "completed" if completed else "cancelled"})
+        return
     click.echo(f"Refill {refill_id}: {'credited' if completed else 'cancelled'}")

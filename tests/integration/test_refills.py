@@ -422,7 +422,14 @@ def test_the_commands(engine, job, shell, monkeypatch, capsys):
     [(email,)] = query(engine, "SELECT email FROM profiles")
     monkeypatch.setenv("PIXTRAWL_USER", email)
     wish = printed(capsys, "credits", "refill", "--on", "--threshold", "10", "--amount", "30")
-    assert wish == {"enabled": True, "threshold": 10, "amount": 30, "declines": 0, "pending": None}
+    assert wish == {
+        "enabled": True,
+        "threshold": 10,
+        "amount": 30,
+        "declines": 0,
+        "pending": None,
+        "paid_today": 0,
+    }
     assert main(["credits", "refill", "--off"]) == 0
     assert capsys.readouterr().out == "auto-refill: off (it would buy 30 credits under a balance of 10)\n"
     bought = [printed(capsys, "credits", "purchase", "70", "--reference", "charge-7") for _ in range(2)]
@@ -434,16 +441,26 @@ def test_the_commands(engine, job, shell, monkeypatch, capsys):
     assert main(["credits", "refund", str(job.id), "--reason", "Blurred"]) == 2
     assert f"Nothing was ever charged for a job {job.id}" in capsys.readouterr().err
     assert main(["credits", "refund", "1", "--reason", "x", "--amount", "1", "--images", "1"]) == 2
+    assert main(["credits", "refund", "1", "--reason", " "]) == 2
+    assert "Say why with --reason" in capsys.readouterr().err
     change(engine, "UPDATE credit_accounts SET auto_refill_enabled = true, refill_threshold = 1000")
     refill_id = str(open_one(engine))
     assert printed(capsys, "credits", "show")["auto_refill"]["pending"] == refill_id
+    assert main(["credits", "refill", "--off"]) == 0
+    assert f"); one is being paid ({refill_id})\n" in capsys.readouterr().out, "it is paid all the same"
+    change(engine, "UPDATE credit_accounts SET auto_refill_enabled = true")
     assert main(["credits", "answer", refill_id]) == 2
-    assert main(["credits", "answer", refill_id, "--paid", "pay-7"]) == 0
+    assert main(["credits", "answer", refill_id, "--paid", " "]) == 2
+    assert printed(capsys, "credits", "answer", refill_id, "--paid", "pay-7")["status"] == "completed"
+    assert printed(capsys, "credits", "history", "--limit", "1")[0]["payment"] == "pay-7"
     assert main(["credits", "answer", refill_id, "--unpaid"]) == 2
     assert "No refill" in capsys.readouterr().err
     assert balance_of(engine, job) == 150
     assert main(["credits", "show"]) == 0
     assert "auto-refill: 30 credits under a balance of 1,000\n" in capsys.readouterr().out
+    monkeypatch.setenv("PIXTRAWL_REFILLS_PER_DAY_MAX", "1")
+    assert main(["credits", "show"]) == 0
+    assert "1,000; 1 bought today, the next comes tomorrow (UTC)\n" in capsys.readouterr().out
     monkeypatch.delenv("PIXTRAWL_PAYMENT_URL")
     assert main(["credits", "refill", "--on"]) == 0
     assert "No payment provider is set" in capsys.readouterr().err
@@ -487,6 +504,8 @@ def test_doctor_says_what_auto_refill_lacks(engine, job, database_url):
     plain = read_settings(database_url=database_url)
     assert (state(engine, plain), state(engine, paying(database_url, "http"))) == ("warning", "warning")
     assert state(engine, paying(database_url, "https")) == "ok"
+    here = read_settings(database_url=database_url, payment_url="http://127.0.0.1:9/")
+    assert state(engine, here) == "ok", "what stays on this machine needs no TLS"
     open_one(engine)
     assert state(engine, paying(database_url, "https")) == "ok"
     with transaction(engine) as session:

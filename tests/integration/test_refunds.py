@@ -166,7 +166,9 @@ def test_a_reference_belongs_to_one_account_and_amount(engine, job):
     buy(engine, job, 100, "charge-1")
     with pytest.raises(CreditError, match="charge-1 belongs to another purchase, of 100 credits"):
         buy(engine, job, 101, "charge-1")
-    with pytest.raises(CreditError, match="charge-1 belongs to another"):
+    with pytest.raises(
+        CreditError, match="charge-1 belongs to another purchase, of 100 credits of another user"
+    ):
         buy(engine, other, 100, "charge-1")
 
     def attempt(owner: NewJob) -> bool:
