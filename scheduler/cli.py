@@ -160,9 +160,11 @@ def _explain(error: Exception) -> tuple[int, str]:
         sentence = f"The store cannot be used: {error}."
     elif isinstance(error, (BrokerError, RedisError)):
         sentence = f"Redis cannot be used: {str(error).rstrip('.')}: check PIXTRAWL_REDIS_URL."
+    elif isinstance(error, UnreachableError):
+        sentence = f"{str(error).rstrip('.')}: start it, or check PIXTRAWL_DATABASE_URL."
     elif isinstance(error, DBAPIError) and transient(error):
         sentence = f"PostgreSQL does not answer: {first_line(error)}."
-    elif not isinstance(error, (ServicesError, UnreachableError, SchemaError)):
+    elif not isinstance(error, (ServicesError, SchemaError)):
         code, sentence = FAILED, _bug(error)
     return code, sentence
 

@@ -236,10 +236,12 @@ def hints(job: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _title(job: Mapping[str, Any]) -> Text:
-    """Job 7 'birds.txt' completed in 12.3 s (142 images/s)."""
+    """Job 7 'birds.txt' completed in 12.3 s (142 images/s); how long it has stood still is not known."""
     text = f"Job {job['id']} '{job['name']}' {state(job)}"
     seconds = job["duration_seconds"]
-    if seconds:
+    if seconds and state(job) not in {*ENDED, JobStatus.RUNNING}:
+        text += f" (started {duration(seconds)} ago)"
+    elif seconds:
         verb = "in" if job["status"] in ENDED else "for"
         text += f" {verb} {duration(seconds)} ({job['valid_images'] / seconds:,.0f} images/s)"
     return Text(text, style="bold")

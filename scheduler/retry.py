@@ -69,7 +69,10 @@ def retry(engine: Engine, store_url: str, job_id: int, selection: Selection) -> 
         elsewhere = chunks_elsewhere(session, job_id, selection.chunk_ids or ())
         rewinds = selection.rewinds and bool(never_handed_out(session, job_id))
     if elsewhere:
-        raise RetryError(f"Job {job_id} has no chunk {', '.join(map(str, sorted(elsewhere)))}.")
+        raise RetryError(
+            f"Job {job_id} has no chunk {', '.join(map(str, sorted(elsewhere)))}: "
+            "`pixtrawl credits history` names the chunks of jobs."
+        )
     done = Retry(job)
     if rewinds:
         check_input(store_url, job)

@@ -106,11 +106,12 @@ def nothing(done: Retry) -> str:
         return f"{said} has its max_images, or as many candidates under way as they need."
     if not done.job.failures:
         return f"{said} has no failures."
-    said += f" has no such failure in a chunk that has ended. It has {listed(done.job.failures)}"
-    choice = (
-        " (choose with --only, or take all with --all-failed)" if set(done.job.failures) - set(FINAL) else ""
+    if not set(done.job.failures) - set(FINAL):
+        return f"{said} has only {listed(done.job.failures)}, which is never tried again."
+    return (
+        f"{said} has no such failure in a chunk that has ended. It has {listed(done.job.failures)} "
+        "(choose with --only, or take all with --all-failed)."
     )
-    return f"{said}{choice}."
 
 
 def way_on(job_id: int, *, paused: bool, slots: int) -> str:

@@ -125,6 +125,17 @@ def test_show(environment, job, capsys):
         assert part in shown
 
 
+def test_show_says_no_rate_of_a_job_that_stands_still(environment, session, job, capsys):
+    """How long ago it was started: it may be paused since a minute only."""
+    session.execute(text("UPDATE crawl_jobs SET started_at = now() - interval '3 min'"))
+    session.commit()
+    assert main(["show", str(job.id)]) == 0
+    assert " running for 3 min 0" in capsys.readouterr().out
+    assert main(["pause", str(job.id)]) == 0
+    assert main(["show", str(job.id)]) == 0
+    assert " paused (started 3 min 0" in capsys.readouterr().out
+
+
 def test_jobs(environment, session, job, capsys):
     """`jobs` lists the newest first, filtered, as a table or as JSON."""
     other = create_profile(session, "bob@example.invalid", commit=True)
@@ -217,6 +228,10 @@ def test_retry(environment, session, job, capsys):
     assert said in capsys.readouterr().out
     report = {"job": job.id, "candidates": 0, "chunks": 0, "reasons": {}, "credits_max": 0, "left_out": False}
     assert printed_json(capsys, "retry", number, "--chunk", str(chunk.id)) == report
+    job.failures = {"duplicate": 1}
+    session.commit()
+    assert main(["retry", number, "--all-failed"]) == 0
+    assert "has only 1 duplicate, which is never tried again." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -225,7 +240,7 @@ def test_retry(environment, session, job, capsys):
         (["--only", "timeout,dsn"], "'dsn' is no reason: name some of transient, invalid_url, "),
         (["--only", "duplicate"], "'duplicate' is never tried again"),
         (["--only", "dns", "--all-failed"], "--only and --all-failed are two ways to choose"),
-        (["--chunk", "77"], "has no chunk 77."),
+        (["--chunk", "77"], "has no chunk 77: `pixtrawl credits history` names"),
     ],
 )
 def test_retry_refuses(environment, job, capsys, arguments, said):
@@ -355,6 +370,7 @@ def test_services_that_are_away(environment, monkeypatch, capsys, tmp_path):
         printed = capsys.readouterr()
         assert (printed.out, printed.err.count("\n")) == ("", 1)
         assert "PostgreSQL is not reachable" in printed.err
+        assert printed.err.endswith(": start it, or check PIXTRAWL_DATABASE_URL.\n")
         assert secret not in printed.err
     monkeypatch.setenv("PIXTRAWL_DATABASE_URL", environment["PIXTRAWL_DATABASE_URL"])
     (tmp_path / "file").write_bytes(b"")
