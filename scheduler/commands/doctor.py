@@ -1,5 +1,6 @@
 """``pixtrawl doctor``: looks at everything that Pixtrawl needs and says what to do. Repairs nothing."""
 
+import ipaddress
 import platform
 import resource
 import shutil
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from urllib.parse import urlsplit
 
 import click
 from sqlalchemy import Engine, text
@@ -223,12 +225,21 @@ def check_refills(engine: Engine, settings: Settings) -> Check:
     if wishes and not provider:
         advice = "Set PIXTRAWL_PAYMENT_URL or PIXTRAWL_PAYMENT_PROVIDER for the scheduler (docs/credits.md)."
         return Check(name, State.WARNING, f"on for {wishes} accounts, and no payment provider is set", advice)
-    if provider and provider.startswith("http://"):
-        advice = "Use https:// unless the service is on this machine or its own network."
+    if provider and provider.startswith("http://") and not on_this_machine(provider):
+        advice = "Use https:// unless the service is on your own network."
         return Check(name, State.WARNING, "the payment service's secret is sent without TLS", advice)
     return Check(
         name, State.OK, f"on for {wishes} accounts" if provider else "no payment provider, none wanted"
     )
+
+
+def on_this_machine(url: str) -> bool:
+    """Whether what is sent there leaves this machine nowhere."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def check_redis(settings: Settings) -> Check:

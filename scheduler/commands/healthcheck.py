@@ -6,6 +6,7 @@ import click
 
 from models.database import make_engine
 from models.settings import read_settings
+from scheduler.commands.env import running
 from scheduler.commands.options import json_option
 from scheduler.health import Health, check_scheduler, check_worker
 from scheduler.printing import print_json
@@ -21,6 +22,8 @@ def healthcheck(part: str | None, as_json: bool) -> int:
     A PostgreSQL or Redis that does not answer is no ill health: both wait for it and go on by themselves.
     """
     settings = read_settings()
+    if settings.database_url is None:
+        settings = running(settings)
     engine = make_engine(settings.sqlalchemy_url, pooled=False)
     found: list[Health] = []
     if part != "scheduler":

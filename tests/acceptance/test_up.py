@@ -33,6 +33,7 @@ def test_up_serves_other_terminals_and_replaces_what_dies(tmp_path) -> None:
         ).groups()
         assert (home / "flower-password").stat().st_mode & 0o777 == 0o600
         until(lambda: up.errors.count(" ready.") == 1, "a worker")
+        until(lambda: call(tmp_path, shell, "healthcheck").process.returncode == 0, "health")
         first = part_of(home, "worker")
         os.kill(first, signal.SIGKILL)
         check_env(tmp_path, shell)
