@@ -6,7 +6,8 @@ Knows no database. Progress and hints go to standard error, never through here.
 import datetime
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -41,16 +42,38 @@ def print_rich(renderable: RenderableType) -> None:
 
 
 def print_table(
-    columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Iterable[str] = ()
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    numbers: Iterable[str] = (),
+    spare: Iterable[str] = (),
 ) -> None:
-    """A table with one heading a column; those in ``numbers`` are aligned to the right."""
-    right = set(numbers)
+    """A table with one heading a column; those in ``numbers`` are aligned to the right.
+
+    A terminal that is too narrow is not shown the columns in ``spare``: one after another goes, until it fits.
+    """
+    rows = list(rows)
+    shown = list(columns)
+    wanted = partial(_table, columns, rows, set(numbers))
+    if sys.stdout.isatty():
+        console = Console(file=sys.stdout)
+        for column in spare:
+            if console.measure(wanted(shown)).maximum < console.width:
+                break
+            shown.remove(column)
+    print_rich(wanted(shown))
+
+
+def _table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], right: Container[str], shown: Sequence[str]
+) -> Table:
     table = Table(box=SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in columns:
+    for column in shown:
         table.add_column(column, justify="right" if column in right else "left", no_wrap=column in right)
+    places = [columns.index(column) for column in shown]
     for row in rows:
-        table.add_row(*(Text(value) for value in row))
-    print_rich(table)
+        table.add_row(*(Text(row[place]) for place in places))
+    return table
 
 
 def count(number: float) -> str:

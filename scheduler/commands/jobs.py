@@ -28,6 +28,7 @@ COLUMNS = (
     "PRIORITY",
     "CREATED",
 )
+SPARE = ("CREATED", "PROJECT", "PRIORITY")
 NUMBERS = ("JOB", "DONE", "CANDIDATES", "ACCEPTED", "FAILED", "PRIORITY")
 job_argument = click.argument("job", type=click.IntRange(1, 2_147_483_647))
 
@@ -39,7 +40,10 @@ job_argument = click.argument("job", type=click.IntRange(1, 2_147_483_647))
 @limit_option
 @json_option
 def jobs(status: str | None, project: str | None, user: str | None, limit: int, as_json: bool) -> None:
-    """List jobs, the newest first; those of all users unless one is named."""
+    """List jobs, the newest first; those of all users unless one is named.
+
+    A narrow terminal shows fewer columns; --json has all.
+    """
     with open_database() as (_, engine), transaction(engine) as session:
         reports = job_reports(session, status=status, project=project, user=user, limit=limit)
     if as_json:
@@ -60,7 +64,7 @@ def jobs(status: str | None, project: str | None, user: str | None, limit: int, 
         )
         for job in reports
     ]
-    print_table(COLUMNS, rows, numbers=NUMBERS)
+    print_table(COLUMNS, rows, numbers=NUMBERS, spare=SPARE)
 
 
 @click.command()

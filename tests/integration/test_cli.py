@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -148,6 +149,27 @@ def test_jobs(environment, session, job, capsys):
     table = capsys.readouterr().out.splitlines()
     assert table[0].split()[:4] == ["JOB", "NAME", "PROJECT", "STATUS"]
     assert table[1].split()[:4] == [str(later.id), "Pikes", "Fish", "pending"]
+
+
+def test_jobs_fit_a_narrow_terminal(environment, job):
+    """80 columns: the date goes before a status is cut off; a program gets every column."""
+
+    def shown(width):
+        return run("jobs", env=os.environ | environment | {"COLUMNS": str(width)}).stdout
+
+    def on_terminal(width):
+        ours, theirs = pty.openpty()
+        with os.fdopen(ours, "rb", buffering=0) as reader, os.fdopen(theirs, "wb") as terminal:
+            variables = os.environ | environment | {"COLUMNS": str(width), "TERM": "xterm"}
+            subprocess.run([PROGRAM, "jobs"], stdout=terminal, env=variables, timeout=60, check=True)
+            return reader.read(4096).decode()
+
+    assert "CREATED" in shown(40)
+    assert "CREATED" in on_terminal(200)
+    narrow = on_terminal(80)
+    assert "CREATED" not in narrow
+    assert "running" in narrow
+    assert "…" not in narrow
 
 
 def test_an_unknown_job(environment, capsys):
