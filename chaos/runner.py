@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from chaos import endcheck
@@ -37,16 +38,39 @@ def run(system: System, fault: Fault, seed: int, times: int) -> Result:
 
     What goes wrong is in the result; only a bug of the harness itself is raised.
     """
-    chance = random.Random(f"{fault.name}/{seed}")
-    result = Result(fault, seed)
+    return run_in_turn(system, fault, [fault] * times, seed)
+
+
+def run_short(system: System, noun: str, faults: Sequence[Fault], seed: int) -> Result:
+    """The same for several faults of one noun, each as often as it is in short, with one end check for all."""
+    whole = Fault(
+        name=noun,
+        noun=noun,
+        sentence=f"Every fault of {noun}, one after another.",
+        inject=lambda *_: None,
+        full=1,
+        short=sum(fault.short for fault in faults),
+        gap_seconds=0,
+        poison=max(fault.poison for fault in faults),
+        deadline_seconds=max(fault.deadline_seconds for fault in faults),
+    )
+    return run_in_turn(system, whole, [fault for fault in faults for _ in range(fault.short)], seed)
+
+
+def run_in_turn(system: System, whole: Fault, faults: Sequence[Fault], seed: int) -> Result:
+    """Inject ``faults`` one after another, with the crowd, the deadline and the name of ``whole``."""
+    chance = random.Random(f"{whole.name}/{seed}")
+    result = Result(whole, seed)
     began = time.monotonic()
     system.acknowledged.clear()
-    with Crowd(system, random.Random(f"crowd/{seed}"), poison=fault.poison) as crowd, Watch(system) as watch:
+    with Crowd(system, random.Random(f"crowd/{seed}"), poison=whole.poison) as crowd, Watch(system) as watch:
         try:
-            for _ in range(times):
+            for fault, before in zip(faults, [faults[0], *faults], strict=False):
+                if fault is not before:
+                    system.mend()
                 in_flight = crowd.wait_until_at_work()
                 time.sleep(chance.uniform(0, fault.gap_seconds))
-                fault.inject(system, chance)
+                _inject(system, fault, chance)
                 result.injected += 1
                 watch.injected(in_flight)
             result.differences += endcheck.broken_rules(system)
@@ -55,7 +79,7 @@ def run(system: System, fault: Fault, seed: int, times: int) -> Result:
         try:
             crowd.stop()
             system.mend()
-            until(lambda: endcheck.all_ended(system), "the end of all jobs", fault.deadline_seconds)
+            until(lambda: endcheck.all_ended(system), "the end of all jobs", whole.deadline_seconds)
         except ChaosError as error:
             result.differences.append(str(error))
         until(lambda: len(watch.recoveries) == result.injected or result.differences, "the watch", 10)
@@ -65,3 +89,10 @@ def run(system: System, fault: Fault, seed: int, times: int) -> Result:
     result.orphans = len(endcheck.orphans(system))
     result.seconds = time.monotonic() - began
     return result
+
+
+def _inject(system: System, fault: Fault, chance: random.Random) -> None:
+    try:
+        fault.inject(system, chance)
+    except (BrokenPromiseError, ChaosError) as error:
+        raise BrokenPromiseError(f"{fault.name}: {error}") from error
