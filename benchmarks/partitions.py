@@ -22,8 +22,7 @@ from benchmarks.bloat import database
 from benchmarks.report import machine
 from benchmarks.writers import picture
 from models.database import transaction
-from models.lifecycle import RESOLVED
-from models.recording import SAME_BYTES, record_outcomes
+from models.recording import RESOLVED, SAME_BYTES, record_outcomes
 from models.settings import read_settings
 from scheduler.connect import connected
 

@@ -16,7 +16,7 @@ from models.candidates import unpack_candidates
 from models.credits import PAID, CreditError, settle
 from models.jobs import ChunkStatus
 from models.outcomes import Candidate, Outcome
-from models.recording import Tally, count_job, count_usage, record_outcomes
+from models.recording import RESOLVED, Tally, count_job, count_usage, record_outcomes
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +65,6 @@ COUNT_START = text("""
 UPDATE crawl_jobs SET active_chunks = active_chunks + 1, status = 'running',
     started_at = coalesce(started_at, now())
 WHERE id = :job_id
-""")
-RESOLVED = text("""
-SELECT position FROM images WHERE crawl_job_id = :job_id AND position BETWEEN :first AND :last
-UNION ALL
-SELECT taken FROM failures, generate_series(position, position_end) AS taken
-WHERE job_id = :job_id AND position BETWEEN :first AND :last
 """)
 
 

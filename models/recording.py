@@ -148,12 +148,21 @@ def insert_failures(session: Session, job_id: int, chunk_id: int, failures: Sequ
 Range = tuple[int | None, int, int]
 """(chunk, first position, the position after the last one)"""
 
-INSERT_UNRESOLVED = text("""
+RESOLVED_POSITIONS = """
+SELECT position FROM images WHERE crawl_job_id = :job_id AND position BETWEEN :first AND :last
+UNION ALL
+SELECT taken FROM failures, generate_series(position, position_end) AS taken
+WHERE job_id = :job_id AND position BETWEEN :first AND :last
+"""
+"""Positions of a chunk that have an outcome. A failure's range never reaches beyond its chunk, but a retry may have
+taken its beginning only.
+"""
+RESOLVED = text(RESOLVED_POSITIONS)
+INSERT_UNRESOLVED = text(f"""
 INSERT INTO failures (job_id, chunk_id, position, position_end, reason, detail)
 SELECT :job_id, :chunk_id, candidate, candidate, :reason, :detail
-FROM generate_series(CAST(:start AS int), CAST(:end AS int) - 1) AS candidate
-WHERE NOT EXISTS (SELECT FROM images i WHERE i.crawl_job_id = :job_id AND i.position = candidate)
-    AND NOT EXISTS (SELECT FROM failures f WHERE f.job_id = :job_id AND f.position = candidate)
+FROM (SELECT generate_series(CAST(:first AS int), CAST(:last AS int)) EXCEPT ({RESOLVED_POSITIONS}))
+    AS unresolved (candidate)
 """)
 INSERT_RANGES = text("""
 INSERT INTO failures (job_id, chunk_id, position, position_end, reason, detail)
@@ -168,7 +177,7 @@ RANGE_COLUMNS = ("chunk_ids", "firsts", "afters")
 def refuse_unresolved(session: Session, job_id: int, positions: Range, reason: Reason, detail: str) -> None:
     """Give the candidates of a range that have no outcome yet one for ``reason``, a row each."""
     chunk_id, start, end = positions
-    parameters = {"job_id": job_id, "chunk_id": chunk_id, "start": start, "end": end}
+    parameters = {"job_id": job_id, "chunk_id": chunk_id, "first": start, "last": end - 1}
     session.execute(INSERT_UNRESOLVED, {**parameters, "reason": reason.value, "detail": detail})
 
 

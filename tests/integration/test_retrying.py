@@ -253,6 +253,32 @@ def test_no_more_come_back_than_max_images_allows(engine):
     check_books(engine)
 
 
+@pytest.mark.parametrize("end", ["cancelled", "worker_lost"])
+def test_what_is_left_of_a_range_keeps_its_one_outcome(engine, end):
+    """A chunk of whose range only the beginning was tried again ends without a second outcome for the rest."""
+    job = new_job(engine, [6], max_images=10)
+    with transaction(engine) as session:
+        cancel_job(session, job.id)
+        assert drain_cancelled(session, job.id) == 1
+    assert close(engine) == job.id
+    change(engine, "UPDATE crawl_jobs SET max_images = 2")
+    assert again(engine, job).reasons == {"cancelled": 2}
+    if end == "cancelled":
+        with transaction(engine) as session:
+            cancel_job(session, job.id)
+            assert drain_cancelled(session, job.id) == 1
+    else:
+        expire_lease(engine, start_next(engine).fence.chunk_id)
+        with transaction(engine) as session:
+            assert rescue_chunk(session, 0) is not None
+    assert query(engine, "SELECT position, position_end, reason FROM failures ORDER BY 1") == [
+        (0, 0, end),
+        (1, 1, end),
+        (2, 5, "cancelled"),
+    ]
+    check_books(engine)
+
+
 def test_whoever_waited_longest_is_tried_first(engine, tmp_path):
     """With room for two at a time, candidates that failed again do not keep the others from their turn."""
     job = new_job(engine, [3, 3], max_images=6)

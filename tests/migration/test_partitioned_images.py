@@ -13,8 +13,8 @@ from models import CrawlJob, Image, closing
 from models.database import transaction
 from models.ending import drain_cancelled, rescue_chunk
 from models.job_lifecycle import cancel_job
-from models.lifecycle import RESOLVED, checkpoint_chunk, settle_chunk
-from models.recording import SAME_BYTES
+from models.lifecycle import checkpoint_chunk, settle_chunk
+from models.recording import RESOLVED, SAME_BYTES
 from models.settings import Settings, read_settings
 from scheduler.broker import Broker
 from scheduler.cli import main
