@@ -94,6 +94,14 @@ RETURNING position
 """)
 
 
+FORGET = text("DELETE FROM suspects WHERE chunk_id = ANY(CAST(:chunk_ids AS int[]))")
+
+
+def forget_suspects(session: Session, chunk_ids: Sequence[int]) -> None:
+    """What these chunks are tried again for is another story: earlier losses convict nobody of it."""
+    session.execute(FORGET, {"chunk_ids": list(chunk_ids)})
+
+
 def convict(session: Session, job_id: int, chunk_id: int) -> Tally | None:
     """Count a lost worker against the candidate that ran alone, if one did: after GUILTY_LOSSES in a row its
     outcome is ``worker_lost``. Returns that outcome's tally, or None. Part of the rescue, with the chunk locked.
