@@ -124,6 +124,7 @@ WITH held AS (
     SELECT id FROM job_chunks WHERE job_id = :job_id AND status = 'pending' AND id IN (
         SELECT chunk_id FROM credit_transactions
         WHERE job_id = :job_id AND type = 'usage' AND status = 'pending')
+        AND (queued_at IS NULL OR EXISTS (SELECT FROM crawl_jobs WHERE id = :job_id AND paused_at IS NOT NULL))
     ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED)
 UPDATE job_chunks c SET queued_at = NULL FROM held WHERE c.id = held.id
 RETURNING c.id, c.accepted
@@ -132,7 +133,8 @@ RETURNING c.id, c.accepted
 
 def drain_paused(session: Session, job_id: int, limit: int = 100) -> int:
     """queued → pending, holds settled: a batch of one paused job; so are holds of chunks that came back from a
-    worker. Returns how many holds were settled.
+    worker, those of a blocked job, too: it waits for credits that it holds itself. Returns how many holds were
+    settled.
     """
     chunks = session.execute(UNQUEUE_PAUSED, {"job_id": job_id, "limit": limit}).all()
     if chunks:

@@ -176,7 +176,10 @@ WHERE j.status IN ('pending', 'running') AND j.source_kind IS NOT NULL AND (
         AND EXISTS (SELECT FROM job_chunks c WHERE c.job_id = j.id AND c.status = 'pending'))
     OR (j.cancelled_at IS NULL AND j.paused_at IS NOT NULL AND j.id IN (
         SELECT c.job_id FROM credit_transactions t JOIN job_chunks c ON c.id = t.chunk_id
-        WHERE t.type = 'usage' AND t.status = 'pending' AND c.status = 'pending')))
+        WHERE t.type = 'usage' AND t.status = 'pending' AND c.status = 'pending'))
+    OR (j.cancelled_at IS NULL AND j.blocked_reason IS NOT NULL AND j.id IN (
+        SELECT c.job_id FROM credit_transactions t JOIN job_chunks c ON c.id = t.chunk_id
+        WHERE t.type = 'usage' AND t.status = 'pending' AND c.status = 'pending' AND c.queued_at IS NULL)))
 ORDER BY j.id
 """)
 """There are few open holds, so a thousand paused jobs cost one look at them."""
@@ -184,7 +187,7 @@ ORDER BY j.id
 
 def stopped_jobs(session: Session) -> list[tuple[int, bool]]:
     """Jobs that are cancelled (True) and have a chunk that no worker has, or paused (False) and hold credits
-    for one.
+    for one, or blocked (False) and hold some for one that came back.
     """
     return [(job_id, cancelled) for job_id, cancelled in session.execute(STOPPED)]
 

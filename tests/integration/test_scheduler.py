@@ -250,6 +250,30 @@ def test_a_job_without_credits_is_blocked_once_and_goes_on_after_a_grant(engine,
     check_books(engine)
 
 
+def test_a_blocked_job_does_not_wait_for_its_own_credits(engine, leader):
+    """A chunk that came back to a blocked job gives up its hold, which then pays for what is next; what is queued
+    keeps its own.
+    """
+    set_slots(engine, 2)
+    job = new_job(engine, [3, 3, 3], balance=6)
+    handed, queued = dispatch(leader)
+    chunk = start(engine, handed)
+    assert chunk is not None
+    with transaction(engine) as session:
+        hand_back_chunk(session, chunk.fence, [accepted(0)])
+    assert read_job(engine, job.id)["blocked_reason"] == "out_of_credits"
+    assert find_stopped(leader) == [(job.id, False)]
+    drain_stopped(Stages(leader))
+    assert find_stopped(leader) == []
+    assert balance_of(engine, job) == 2
+    check_books(engine)
+    with leader.transaction() as session:
+        assert unblock_jobs(session) == [job.id]
+    assert [message.chunk_id for message in dispatch(leader)] == [handed.chunk_id]
+    assert start(engine, queued) is not None
+    check_books(engine)
+
+
 def test_a_chunk_with_outcomes_takes_what_the_credits_cover(engine, leader):
     """Pausing settles its hold; it goes on with a single credit, by balance and by month."""
     set_slots(engine, 1)
