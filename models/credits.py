@@ -141,7 +141,8 @@ WITH account AS (
         monthly_usage = CASE WHEN usage_period >= {PERIOD} THEN monthly_usage ELSE 0 END + :amount,
         usage_period = greatest(usage_period, {PERIOD})
     WHERE id = :account_id AND closing_at IS NULL AND current_balance >= :amount
-        AND CASE WHEN usage_period >= {PERIOD} THEN monthly_usage ELSE 0 END + :amount <= monthly_limit
+        AND CASE WHEN usage_period >= {PERIOD} THEN monthly_usage ELSE 0 END + CAST(:amount AS bigint)
+            <= monthly_limit
     RETURNING id, current_balance, usage_period)
 INSERT INTO credit_transactions (account_id, user_id, type, description, amount, balance_after, status,
     job_id, chunk_id, held, unit_price, period)

@@ -210,6 +210,16 @@ def test_the_monthly_limit_bounds_what_is_held(engine):
         assert spendable(session, job.account_id) == (78, BlockedReason.OUT_OF_CREDITS)
 
 
+def test_usage_near_the_highest_limit_stops_nobody(engine):
+    """A hold that would exceed what an integer holds is refused like any other, and does not fail the dispatch."""
+    job = new_job(engine, [5], monthly_limit=CREDITS_MAX)
+    other = new_job(engine, [5])
+    usage = f"UPDATE credit_accounts SET monthly_usage = :usage, usage_period = {THIS_MONTH} WHERE id = :id"
+    change(engine, usage, usage=CREDITS_MAX - 4, id=job.account_id)
+    assert [message.job_id for message in queue_ready(engine)] == [job.id, other.id]
+    assert balance_of(engine, job) == 1000 - 4
+
+
 def test_a_new_month_starts_at_nothing(engine):
     """What earlier months used does not count, whether it is settled or still held."""
     job = new_job(engine, [10] * 3, balance=100, monthly_limit=20)
