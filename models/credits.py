@@ -199,7 +199,7 @@ rest AS (
     GROUP BY account_id HAVING bool_and(covered)),
 account AS (
     UPDATE credit_accounts a SET current_balance = a.current_balance + rest.credits,
-        monthly_usage = a.monthly_usage - coalesce(CAST(rest.of_period->>a.usage_period AS int), 0)
+        monthly_usage = greatest(0, a.monthly_usage - coalesce(CAST(rest.of_period->>a.usage_period AS int), 0))
     FROM rest WHERE a.id = rest.account_id
     RETURNING a.id, a.current_balance),
 settled AS (
@@ -216,6 +216,7 @@ settled AS (
 SELECT h.chunk_id, h.held, h.charge, s.id IS NOT NULL AS settled
 FROM open_hold h LEFT JOIN settled s ON s.id = h.id
 """)
+"""Another service may have begun the month anew under open holds: that must not keep a chunk from its end."""
 
 
 def settle(session: Session, chunk_id: int, accepted: int) -> int | None:

@@ -52,6 +52,7 @@ from tests.support.crawling import (
     refused,
     settle_run,
     start,
+    start_next,
 )
 
 THIS_MONTH = "to_char(now() AT TIME ZONE 'utc', 'YYYY-MM')"
@@ -218,6 +219,16 @@ def test_usage_near_the_highest_limit_stops_nobody(engine):
     change(engine, usage, usage=CREDITS_MAX - 4, id=job.account_id)
     assert [message.job_id for message in queue_ready(engine)] == [job.id, other.id]
     assert balance_of(engine, job) == 1000 - 4
+
+
+def test_usage_that_another_service_resets_keeps_no_chunk_from_its_end(engine):
+    """Under an open hold the month may begin anew by another hand: it never falls below nothing."""
+    job = new_job(engine, [5])
+    chunk = start_next(engine)
+    change(engine, "UPDATE credit_accounts SET monthly_usage = 0")
+    assert settle_run(engine, chunk, [refused(place) for place in range(5)]) is not None
+    assert balance_of(engine, job) == 1000
+    assert query(engine, "SELECT monthly_usage FROM credit_accounts") == [(0,)]
 
 
 def test_a_new_month_starts_at_nothing(engine):
