@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -18,10 +18,12 @@ from models.database import transaction
 from models.ending import drain_cancelled, drain_paused, rescue_chunk
 from models.job_lifecycle import cancel_job, pause_job, resume_job
 from models.lifecycle import (
+    RENEW,
     Fence,
     StartedChunk,
     already_written,
     checkpoint_chunk,
+    give_up_chunk,
     hand_back_chunk,
     renew_lease,
     settle_chunk,
@@ -44,6 +46,7 @@ from tests.support.crawling import (
     refused,
     start,
     start_next,
+    wait_for_blocked,
 )
 from worker import writing
 from worker.writing import LostChunkError, commit
@@ -95,9 +98,24 @@ def test_a_message_starts_its_attempt_once(engine):
     check_books(engine)
 
 
-@pytest.mark.parametrize("stop", [pause_job, cancel_job])
+def test_a_job_starts_with_its_first_chunk(engine):
+    """The others change nothing of when it was."""
+    job = new_job(engine, [1, 1])
+    start_next(engine)
+    first = read_job(engine, job.id)["started_at"]
+    start_next(engine)
+    assert read_job(engine, job.id)["started_at"] == first
+
+
+def end_elsewhere(session: Session, job_id: int) -> bool:
+    """What another service may do to a job."""
+    ended = "UPDATE crawl_jobs SET status = 'cancelled', completed_at = now() WHERE id = :id RETURNING id"
+    return session.execute(text(ended), {"id": job_id}).first() is not None
+
+
+@pytest.mark.parametrize("stop", [pause_job, cancel_job, end_elsewhere])
 def test_a_stopped_job_starts_no_chunk(engine, stop):
-    """A message that arrives after its job was paused or cancelled does nothing."""
+    """A message that arrives after its job was paused, cancelled or ended by another service does nothing."""
     job = new_job(engine)
     [message] = queue_ready(engine)
     with transaction(engine) as session:
@@ -117,6 +135,7 @@ def test_a_start_whose_commit_went_unseen_is_found_again(engine):
         assert ask(session, worker="worker@test", again=True) == started
         assert ask(session, worker="worker@test") is None
         assert ask(session, worker="another@test", again=True) is None
+        assert ask(session, worker="worker@test", attempt=message.attempt + 1, again=True) is None
     check_books(engine)
 
 
@@ -242,6 +261,44 @@ def test_a_fence_lets_one_write_through(engine, arrow):
     with transaction(engine) as session:
         assert already_written(session, fence)
         assert not already_written(session, moved_on(fence))
+    check_books(engine)
+
+
+@pytest.mark.parametrize(
+    "part", [{"attempt": 0}, {"attempt": 2}, {"worker": "another@test"}, {"checkpoint": 0}]
+)
+def test_each_part_of_a_fence_counts(engine, part):
+    """With another attempt, checkpoint or worker alone, nothing is written, given up, renewed or found written."""
+    new_job(engine, [3])
+    chunk = start_next(engine)
+    assert write(engine, checkpoint, chunk.fence, [accepted(0)]) is not None
+    fence = replace(moved_on(chunk.fence), **part)
+    before = read_chunk(engine, fence.chunk_id)
+    with transaction(engine) as session:
+        assert not already_written(
+            session, replace(chunk.fence, **(part | {"checkpoint": fence.checkpoint - 1}))
+        )
+        assert give_up_chunk(session, fence) is None
+    for arrow in ARROWS:
+        assert write(engine, arrow, fence, [accepted(1)]) is None
+    if "checkpoint" not in part:
+        with transaction(engine) as session:
+            assert not renew_lease(session, fence, 10 * LEASE_SECONDS).owned
+            session.execute(RENEW, {**asdict(fence), "lease_seconds": 10 * LEASE_SECONDS})
+    assert read_chunk(engine, fence.chunk_id) == before
+
+
+def test_two_writes_at_once_under_one_fence(engine):
+    """Nobody comes between a look at the fence and what is written: the second writer waits, and does nothing."""
+    job = new_job(engine, [2])
+    fence = start_next(engine).fence
+    with ThreadPoolExecutor(1) as thread:
+        with transaction(engine) as session:
+            assert checkpoint(session, fence, [refused(0)]) is not None
+            second = thread.submit(write, engine, settle_chunk, fence, [accepted(0), accepted(1)])
+            wait_for_blocked(engine)
+        assert second.result(10) is None
+    assert read_job(engine, job.id)["valid_images"] == 0
     check_books(engine)
 
 

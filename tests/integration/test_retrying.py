@@ -45,8 +45,8 @@ from tests.support.crawling import (
     refused,
     settle_run,
     start_next,
+    wait_for_blocked,
 )
-from tests.support.processes import until
 from worker.store import open_store
 
 
@@ -386,13 +386,6 @@ def test_chunks_that_have_not_ended_are_left_alone(engine):
     assert again(engine, job).reasons == {}
     assert read_job(engine, job.id)["failures"] == {"http_status": 2}
     check_books(engine)
-
-
-def wait_for_blocked(engine: Engine) -> None:
-    """Return once a session waits for a lock of another one."""
-    blocked = """SELECT FROM pg_stat_activity
-        WHERE cardinality(pg_blocking_pids(pid)) > 0 AND datname = current_database()"""
-    until(lambda: bool(query(engine, blocked)), "a session that waits")
 
 
 def test_a_retry_beside_the_end_of_its_job(engine):

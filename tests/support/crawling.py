@@ -20,6 +20,7 @@ from models.queueing import Message, claim_chunks, queue_chunks
 from models.recording import Tally
 from scheduler.dispatch import place_hold
 from tests.support.factories import create_chunk, create_job, create_profile, create_project
+from tests.support.processes import until
 
 LEASE_SECONDS = 30.0
 
@@ -159,6 +160,13 @@ def read_job(engine: Engine, job_id: int) -> dict[str, Any]:
 def read_chunk(engine: Engine, chunk_id: int) -> dict[str, Any]:
     """A chunk's row."""
     return read(engine, "SELECT * FROM job_chunks WHERE id = :id", id=chunk_id)
+
+
+def wait_for_blocked(engine: Engine) -> None:
+    """Return once a session waits for a lock of another one."""
+    blocked = """SELECT FROM pg_stat_activity
+        WHERE cardinality(pg_blocking_pids(pid)) > 0 AND datname = current_database()"""
+    until(lambda: bool(query(engine, blocked)), "a session that waits")
 
 
 def balance_of(engine: Engine, job: NewJob) -> int:
