@@ -104,8 +104,10 @@ def never_handed_out(session: Session, job_id: int) -> range:
 
 def rewind_source(session: Session, job: RetryableJob) -> int:
     """source exhausted by cancelling → splitting where it stood, and the job → running. Returns how many
-    candidates may be handed out again.
+    candidates may be handed out again: none when the sweep has let go of the input since the caller looked.
     """
+    if job.input is None:
+        return 0
     left = never_handed_out(session, job.id)
     parameters = {"job_id": job.id, "position": left.start, "step": job.source_step}
     if not left or session.execute(REWIND, parameters).first() is None:

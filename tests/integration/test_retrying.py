@@ -17,7 +17,7 @@ from models.jobs import SourceState
 from models.lifecycle import checkpoint_chunk, hand_back_chunk, settle_chunk, start_chunk
 from models.outcomes import Outcome, Reason
 from models.queueing import claim_chunks, queue_chunks
-from models.reopening import RetryError
+from models.reopening import RetryError, lock_job, rewind_source
 from models.retrying import (
     ALL_FAILURES,
     TRANSIENT_FAILURES,
@@ -27,6 +27,7 @@ from models.retrying import (
 )
 from models.splitting import NewChunk, abandon_source, advance_source, splittable_jobs
 from models.suspects import suspect_candidate
+from models.sweeping import forget_inputs
 from scheduler.dispatch import place_hold
 from scheduler.retry import Retry, retry
 from tests.support.crawling import (
@@ -233,6 +234,18 @@ def test_a_cancelled_job_without_its_input_stays_as_it_is(engine, tmp_path, swep
     done = retry(engine, url, job.id, Selection(frozenset(Reason), chunk_ids=frozenset(job.chunk_ids)))
     assert (done.candidates, done.unchunked) == (6, 0)
     assert read_job(engine, job.id)["failures"] == {"cancelled": 43}
+    check_books(engine)
+
+
+def test_an_input_that_is_swept_before_the_source_is_rewound(engine, tmp_path):
+    """Between the look at the input and the rewind it may go: the job does not wait for it for ever."""
+    job = cancelled_job(engine, tmp_path.as_uri(), 50)
+    change(engine, "UPDATE crawl_jobs SET completed_at = now() - interval '1 year'")
+    with transaction(engine) as session:
+        assert forget_inputs(session, ["inputs/list.txt"], 60) == {"inputs/list.txt"}
+    with transaction(engine) as session:
+        assert rewind_source(session, lock_job(session, job.id)) == 0
+    assert read_job(engine, job.id)["status"] == "cancelled"
     check_books(engine)
 
 
