@@ -251,6 +251,16 @@ def test_a_new_month_starts_at_nothing(engine):
     check_money(engine, ACCOUNTS)
 
 
+def test_a_clock_that_was_set_back_begins_no_month_anew(engine):
+    """A hold counts in the latest month that was counted in, and so does what is given back of it."""
+    job = new_job(engine, [10] * 2, balance=100, monthly_limit=25)
+    change(engine, "UPDATE credit_accounts SET monthly_usage = 10, usage_period = '2999-12'")
+    assert [take(engine, hold_for(job, chunk)) for chunk in range(2)] == [True, False]
+    assert query(engine, "SELECT monthly_usage, usage_period FROM credit_accounts") == [(20, "2999-12")]
+    assert finish(engine, hold_for(job, 0), 3) == 3
+    assert query(engine, "SELECT monthly_usage, usage_period FROM credit_accounts") == [(13, "2999-12")]
+
+
 def test_a_hold_settled_before_the_next_months_first_lowers_its_own_month(engine):
     """Until something new is held, the old month's figure goes on falling as its holds are released."""
     job = new_job(engine, balance=100)
