@@ -33,7 +33,7 @@ from models.outcomes import Outcome
 from models.prioritizing import change_priority
 from models.queueing import Message
 from models.settings import Settings, read_settings
-from models.splitting import advance_source, splittable_jobs
+from models.splitting import NewChunk, advance_source, splittable_jobs
 from scheduler import dispatch as dispatching
 from scheduler.dispatch import bring_along, dispatch
 from scheduler.leader import IDLE_SECONDS_MAX, Leader, leadership
@@ -431,6 +431,19 @@ def test_a_step_that_was_read_but_not_written_is_repeated(engine, leader, store,
     with leader.transaction() as session:
         assert not advance_source(session, stale, {}, SourceState.OPEN, [])
     assert not splitter.split()
+
+
+@pytest.mark.parametrize("stop", ["cancelled_at = now()", "status = 'cancelled', completed_at = now()"])
+def test_a_step_of_a_job_that_was_stopped_meanwhile_is_not_written(engine, stop):
+    """Cancelled, or ended by another service, after the step was read: no chunk comes to the job any more."""
+    job = new_job(engine, [], max_images=5, source_state=SourceState.SPLITTING)
+    with transaction(engine) as session:
+        [wanting] = splittable_jobs(session)
+    change(engine, f"UPDATE crawl_jobs SET {stop}")
+    with transaction(engine) as session:
+        step = [NewChunk(0, 0, candidates(0, 5))]
+        assert not advance_source(session, wanting, {}, SourceState.EXHAUSTED, step)
+    assert read_job(engine, job.id)["total_chunks"] == 0
 
 
 def test_failures_are_topped_up_until_max_images_are_accepted(engine, leader, store):

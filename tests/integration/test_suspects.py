@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 
+import pytest
+
 from models.database import transaction
 from models.ending import RescuedChunk, rescue_chunk
-from models.lifecycle import Fence, StartedChunk, hand_back_chunk, settle_chunk
+from models.lifecycle import Fence, StartedChunk, checkpoint_chunk, hand_back_chunk, settle_chunk
 from models.suspects import Suspicion, suspect_candidate, suspicion
 from tests.support.crawling import (
     LEASE_SECONDS,
@@ -17,6 +19,7 @@ from tests.support.crawling import (
     read,
     read_chunk,
     read_job,
+    refused,
     start_next,
 )
 
@@ -79,6 +82,23 @@ def test_a_candidate_under_which_two_workers_were_lost_is_guilty(engine) -> None
         ("http://images.test/1.jpg", "2 workers in a row were lost while nothing else ran")
     ]
     check_books(engine)
+
+
+@pytest.mark.parametrize("outcome", [accepted, refused])
+def test_a_candidate_that_has_its_outcome_is_not_convicted(engine, outcome) -> None:
+    """A worker that hangs after it commits what it has before it is given up: its suspect may be done."""
+    job = new_job(engine, [3])
+    for _ in range(2):
+        lose(engine, start_next(engine))
+    for _ in range(2):
+        chunk = start_next(engine)
+        name(engine, chunk, 1)
+        if chunk.fence.attempt == 4:
+            with transaction(engine) as session:
+                assert checkpoint_chunk(session, moved_on(chunk), [outcome(1)], LEASE_SECONDS) is not None
+        assert not lose(engine, chunk).convicted
+    row = read_chunk(engine, job.chunk_ids[0])
+    assert (row["accepted"] + row["failed"], row["retry_count"]) == (1, 1)
 
 
 def test_only_losses_in_a_row_under_the_same_candidate_count(engine) -> None:
