@@ -39,11 +39,11 @@ def name(engine, chunk: StartedChunk, place: int, outcomes=()) -> None:
         assert suspect_candidate(session, chunk.fence, outcomes, LEASE_SECONDS, candidate) is not None
 
 
-def lose(engine, chunk: StartedChunk) -> RescuedChunk:
+def lose(engine, chunk: StartedChunk, most: int = LOST_LEASES_MAX) -> RescuedChunk:
     """Let the chunk's worker be lost."""
     expire_lease(engine, chunk.fence.chunk_id)
     with transaction(engine) as session:
-        rescued = rescue_chunk(session, LOST_LEASES_MAX)
+        rescued = rescue_chunk(session, most)
     assert rescued is not None
     check_books(engine)
     return rescued
@@ -82,6 +82,19 @@ def test_a_candidate_under_which_two_workers_were_lost_is_guilty(engine) -> None
         ("http://images.test/1.jpg", "2 workers in a row were lost while nothing else ran")
     ]
     check_books(engine)
+
+
+def test_a_conviction_saves_the_chunk_at_its_last_loss(engine) -> None:
+    """With as many losses as are allowed, the others go on all the same."""
+    job = new_job(engine, [3])
+    for _ in range(2):
+        lose(engine, start_next(engine))
+    for _ in range(2):
+        chunk = start_next(engine)
+        name(engine, chunk, 1)
+        rescued = lose(engine, chunk, most=3)
+    assert rescued == RescuedChunk(job.chunk_ids[0], job.id, failed=False, convicted=True)
+    assert [candidate.position for candidate in start_next(engine).candidates] == [0, 2]
 
 
 @pytest.mark.parametrize("outcome", [accepted, refused])
