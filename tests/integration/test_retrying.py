@@ -219,6 +219,19 @@ def test_a_cancelled_job_goes_on_where_it_was(engine, tmp_path):
     check_books(engine)
 
 
+def test_a_source_that_was_read_to_its_end_is_not_rewound(engine, tmp_path):
+    """What was cancelled stands in chunks then, and comes back in them."""
+    job = new_job(engine, [2, 3])
+    with transaction(engine) as session:
+        cancel_job(session, job.id)
+        assert drain_cancelled(session, job.id) == 2
+    assert close(engine) == job.id
+    done = retry(engine, tmp_path.as_uri(), job.id, ALL_FAILURES)
+    assert (done.candidates, done.unchunked, done.chunks) == (5, 0, 2)
+    assert read_job(engine, job.id)["source_state"] == "exhausted"
+    check_books(engine)
+
+
 @pytest.mark.parametrize("swept", [False, True])
 def test_a_cancelled_job_without_its_input_stays_as_it_is(engine, tmp_path, swept):
     """One sentence, and nothing changed; what needs no input can still be tried again."""
