@@ -83,6 +83,22 @@ def reopen_job(
     session.execute(REOPEN_JOB, {"job_id": job_id})
 
 
+CUT_OFF = text("""
+UPDATE crawl_jobs SET status = 'running', completed_at = NULL, cancelled_at = coalesce(cancelled_at, now())
+WHERE completed_at IS NOT NULL AND source_kind IS NOT NULL AND deleting_at IS NULL AND id IN (
+    SELECT job_id FROM credit_transactions WHERE type = 'usage' AND status = 'pending')
+RETURNING id
+""")
+
+
+def reopen_cut_off_jobs(session: Session) -> list[int]:
+    """ended by another service → being cancelled: its chunks still hold credits, which only their end gives back.
+
+    No job of ours ends so: ``close_job`` waits for every chunk.
+    """
+    return list(session.execute(CUT_OFF).scalars())
+
+
 LEFT_OUT = text("""
 SELECT f.position, f.position_end FROM failures f JOIN crawl_jobs j ON j.id = f.job_id
 WHERE f.job_id = :job_id AND f.position = (SELECT max(position) FROM failures WHERE job_id = :job_id)

@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from models.database import deadlocked, first_line, transient
 from models.job_lifecycle import close_job, folder_of, refresh_task_ids, unblock_jobs
 from models.leadership import finish_round
+from models.reopening import reopen_cut_off_jobs
 from models.settings import Settings
 from scheduler.averages import Averager
 from scheduler.broker import Broker
@@ -178,6 +179,7 @@ def upkeep(stages: Stages, broker: Broker, patience: Patience) -> None:
     """What needs doing once a second."""
     leader = stages.leader
     stages.run("rescue", partial(judge_leases, leader, patience), None)
+    stages.run("reopen_cut_off", partial(reopen_cut_off, leader), None)
     stages.run("unblock", partial(unblock, leader), None)
     stages.run("refresh_task_ids", partial(write_task_ids, leader), None)
     stages.run("publish_again", partial(ring_again, leader, broker), None)
@@ -189,6 +191,14 @@ def judge_leases(leader: Leader, patience: Patience) -> None:
     now = server_time(leader)
     if patience.over(time.monotonic(), now.timestamp()):
         rescue_expired(leader, now)
+
+
+def reopen_cut_off(leader: Leader) -> None:
+    """Take it as a cancellation when another service ended a job whose chunks had not."""
+    with leader.transaction() as session:
+        reopened = reopen_cut_off_jobs(session)
+    for job_id in reopened:
+        log.warning("job_cut_off", job=job_id)
 
 
 def unblock(leader: Leader) -> None:

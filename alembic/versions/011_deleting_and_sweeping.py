@@ -40,7 +40,7 @@ BEGIN
         GROUP BY account_id),
     account AS (
         UPDATE credit_accounts a SET current_balance = a.current_balance + rest.credits,
-            monthly_usage = a.monthly_usage - coalesce(CAST(rest.of_period->>a.usage_period AS int), 0)
+            monthly_usage = greatest(0, a.monthly_usage - coalesce(CAST(rest.of_period->>a.usage_period AS int), 0))
         FROM rest WHERE a.id = rest.account_id
         RETURNING a.id, a.current_balance)
     UPDATE credit_transactions t SET

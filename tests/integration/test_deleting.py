@@ -91,7 +91,13 @@ def month_turned(engine: Engine, chunk: StartedChunk) -> None:
         session.execute(text("UPDATE credit_accounts SET monthly_usage = 0"))
 
 
-STATES = (untouched, some_accepted, all_accepted, charged_before, month_turned)
+def month_reset(engine: Engine, chunk: StartedChunk) -> None:
+    """Another service lets the month begin anew under the hold."""
+    some_accepted(engine, chunk)
+    change(engine, "UPDATE credit_accounts SET monthly_usage = 0")
+
+
+STATES = (untouched, some_accepted, all_accepted, charged_before, month_turned, month_reset)
 
 
 @pytest.mark.parametrize("state", STATES)

@@ -45,6 +45,7 @@ from scheduler.loop import (
     close_jobs,
     drain_stopped,
     judge_leases,
+    reopen_cut_off,
 )
 from scheduler.rescue import find_lost_messages, find_stopped, rescue_expired, server_time
 from scheduler.split import Splitter, cut
@@ -772,6 +773,23 @@ def test_a_job_of_another_service_is_left_alone(engine, leader, store):
     assert find_stopped(leader) == []
     assert close_jobs(leader) == 0
     assert read_job(engine, foreign.id)["source_state"] == "splitting"
+
+
+def test_a_job_that_another_service_ended_is_cancelled_properly(engine, leader, store):
+    """What its chunks held comes back, each candidate has an outcome, and nothing stays in flight."""
+    set_slots(engine, 1)
+    job = new_job(engine, [3, 2])
+    assert dispatch(leader)
+    change(engine, "UPDATE crawl_jobs SET status = 'cancelled', completed_at = now()")
+    stages = Stages(leader)
+    reopen_cut_off(leader)
+    drain_stopped(stages)
+    assert close_jobs(leader) == 1
+    row = read_job(engine, job.id)
+    assert (row["status"], row["failures"], balance_of(engine, job)) == ("cancelled", {"cancelled": 5}, 1000)
+    reopen_cut_off(leader)
+    assert read_job(engine, job.id)["status"] == "cancelled"
+    check_books(engine)
 
 
 # -------------------------------------------------------------------------------------------------- broker
