@@ -61,7 +61,10 @@ def taken_over(system: System, chunk: Any) -> bool:
 
 
 def last_words(system: System, chunk: Any) -> list[str]:
-    """How a worker's attempt at a chunk ended, by its own word."""
+    """How a worker's attempt at a chunk ended, by its own word.
+
+    ``chunk_not_wanted``: it was cut off before it read that it had the chunk.
+    """
     logs = [worker.log.read_text("utf-8") for worker in system.workers]
-    attempt = rf"attempt={chunk.attempt} chunk={chunk.id} "
-    return re.findall(rf"\] (chunk_lost|chunk_settled|chunk_handed_back) {attempt}", "".join(logs))
+    words = "chunk_lost|chunk_not_wanted|chunk_settled|chunk_handed_back"
+    return re.findall(rf"\] ({words}) attempt={chunk.attempt} chunk={chunk.id}\b", "".join(logs))

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
+import celery.signals
 import structlog
 from celery import bootsteps
 from celery.worker import state
@@ -49,6 +50,12 @@ def heeding_pool() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
         if _told.is_set():
             threading.Timer(REPORT_SECONDS, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+
+@celery.signals.worker_shutting_down.connect
+def _tell_at_once(**_: object) -> None:
+    """SIGTERM or Ctrl-C, in the handler itself: the parent may be waiting for a Redis that does not answer."""
+    LEAVING[0] = 1
 
 
 class TellChildren(bootsteps.StartStopStep):
