@@ -128,8 +128,10 @@ class Heartbeat(bootsteps.StartStopStep):
         written = None
         while not self.stopped.is_set():
             taken, busy = sum(state.total_count.values()), len(state.active_requests)
-            beat = row | {"slots": slots_of(worker), "busy": busy, "moved": (taken, busy) != written}
-            if self.write(engine, SEEN, beat):
+            slots = slots_of(worker)
+            beat = row | {"slots": slots, "busy": busy, "moved": (taken, busy) != written}
+            # A pool that was shrunk to nothing runs nothing: its worker is not there for anybody.
+            if slots > 0 and self.write(engine, SEEN, beat):
                 written = taken, busy
             self.stopped.wait(HEARTBEAT_SECONDS)
         if self.reachable:
