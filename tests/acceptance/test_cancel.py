@@ -31,6 +31,8 @@ def site():
 def cancel(engine, job_id: int) -> Callable[[], float]:
     """Cancel a job as `pixtrawl cancel` does; a clock of the seconds since."""
     with transaction(engine) as session:
+        # A checkpoint that is held up for long has the job's row, too.
+        session.execute(text("SET LOCAL lock_timeout = '30s'"))
         assert cancel_job(session, job_id)
     began = time.monotonic()
     return lambda: time.monotonic() - began
