@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TypeVar
 
 PROGRAM = Path(sys.executable).with_name("pixtrawl")
-STOP_SECONDS_MAX = 15
+STOP_SECONDS_MAX = 30
+STACKS_SECONDS = 2
 
 Result = TypeVar("Result")
 
@@ -106,11 +107,16 @@ class Part:
             self.signal(signal.SIGTERM)
 
     def stop(self) -> int | None:
-        """Ask it to leave and wait; SIGKILL to what is left of the group. The exit code, None after 15 s."""
+        """Ask it to leave and wait; SIGKILL to what is left of the group. The exit code, or None after 30 s: then
+        a worker's log ends with where its threads were.
+        """
         code: int | None = None
         if self.process is not None:
             self.ask()
             code = self.wait(STOP_SECONDS_MAX)
+            if code is None:
+                self.signal(signal.SIGUSR1)
+                self.wait(STACKS_SECONDS)
             self.signal_all(signal.SIGKILL)
             self.process.wait()
         self.close_lifeline()

@@ -182,7 +182,8 @@ class System:
         for part in self.parts:
             code = part.stop()
             if code != 0:
-                words = part.log.read_text("utf-8", "replace").rstrip().rsplit("\n", 5)[1:]
+                lines = 5 if code is not None else 100
+                words = part.log.read_text("utf-8", "replace").rstrip().rsplit("\n", lines)[1:]
                 self.reluctant.append(f"the {part.name} left with {code}: {' | '.join(words)}")
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
