@@ -4,13 +4,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from chaos.processes import until
 from chaos.system import System
 
-TAKEN = """
-SELECT id, substring(worker FROM '[0-9]+$') AS pid, retry_count FROM job_chunks
-WHERE status IN ('pending', 'processing') AND (worker IS NOT NULL OR retry_count > 0)
-"""
 CHUNKS_OF = """
 SELECT id, attempt FROM job_chunks WHERE status = 'processing' AND substring(worker FROM '[0-9]+$') = ANY(:pids)
 """
@@ -26,18 +21,6 @@ STILL = "SELECT id FROM job_chunks WHERE id = :id AND attempt = :attempt AND sta
 def children(system: System) -> list[int]:
     """Every child of every worker's pool."""
     return [pid for worker in system.workers for pid in worker.children()]
-
-
-def wait_for_innocence(system: System) -> None:
-    """Wait until no chunk has just lost its worker, so that the next loss is its first in a row."""
-    until(lambda: not _suspects(system), "the end of all suspicion")
-
-
-def _suspects(system: System) -> list[Any]:
-    """Chunks that lost their last worker, or are in the hands of one that is no more."""
-    taken = system.query(TAKEN)
-    alive = set(children(system))
-    return [row for row in taken if row.retry_count or (row.pid and int(row.pid) not in alive)]
 
 
 def chunks_of(system: System, pids: Sequence[int]) -> Sequence[Any]:

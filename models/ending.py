@@ -51,9 +51,15 @@ ORDER BY c.lease_until LIMIT 1 FOR UPDATE SKIP LOCKED
 """)
 RETURN_LOST = text("""
 UPDATE job_chunks SET status = 'pending', lease_until = NULL, worker = NULL, failed = failed + :failed,
-    retry_count = CASE WHEN :failed > 0 THEN 0 ELSE retry_count + 1 END
+    retry_count = CASE WHEN :failed > 0 THEN 0 ELSE retry_count + 1 END,
+    available_at = CASE WHEN :failed = 0 AND retry_count > 0
+        THEN now() + make_interval(secs => least(:seconds_max, 0.25 * 2.0 ^ least(retry_count, 20))) END
 WHERE id = :id
 """)
+APART_SECONDS_MAX = 30.0
+"""From its second lost worker in a row a chunk waits, twice as long each time and at most so long: what kills all
+workers is over by then, what a chunk brings with it is not.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +94,8 @@ def rescue_chunk(
         end_chunks(session, [chunk], ChunkStatus.FAILED, Reason.WORKER_LOST, detail, active=-1)
     else:
         tally = outcome or Tally()
-        session.execute(RETURN_LOST, {"id": chunk.id, "failed": tally.failed})
+        parameters = {"id": chunk.id, "failed": tally.failed, "seconds_max": APART_SECONDS_MAX}
+        session.execute(RETURN_LOST, parameters)
         count_job(session, chunk.job_id, tally, active=-1)
     return RescuedChunk(chunk.id, chunk.job_id, failed, convicted=outcome is not None)
 

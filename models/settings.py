@@ -88,7 +88,7 @@ class Settings(BaseSettings):
         30, ge=3, description="A worker that is silent for so long has lost its chunk."
     )
     lost_leases_max: int = Field(
-        5, ge=0, description="More lost leases in a row without a new outcome than this fail a chunk."
+        20, ge=0, description="More lost leases in a row without a new outcome than this fail a chunk."
     )
     checkpoint_seconds: float = Field(
         5, gt=0, description="A running chunk commits its outcomes at least so often."

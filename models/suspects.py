@@ -16,8 +16,10 @@ from models.recording import Tally, storable
 
 ALONE_LOSSES = 2
 """After so many lost leases in a row without an outcome, careful mode included, candidates run one at a time."""
-GUILTY_LOSSES = 2
-"""A candidate under which so many workers in a row were lost, while nothing else ran, is what kills them."""
+GUILTY_LOSSES = 4
+"""A candidate under which so many workers in a row were lost, while nothing else ran, is what kills them: once or
+twice is chance where workers are killed every few seconds.
+"""
 
 
 class Suspect(Base):

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from chaos.owners import wait_for_innocence
 from chaos.processes import until
 from chaos.registry import fault
 from chaos.system import System
@@ -62,7 +61,6 @@ def _limit_files(pids: Iterable[int], size: int) -> None:
 @fault(full=15)
 def objects_written_and_commit_lost(system: System, _chance: random.Random) -> None:
     """SIGKILL between the write of the objects and the COMMIT of the rows that name them."""
-    wait_for_innocence(system)
     with system.database.trap(b"INSERT INTO images", who=WORKER, held=True, answered=True) as trap:
         trap.wait(TRAP_SECONDS_MAX)
         kill_owner(trap)

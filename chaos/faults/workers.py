@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from chaos.owners import children, chunks_of, ended, last_words, still, taken_over, wait_for_innocence
+from chaos.owners import children, chunks_of, ended, last_words, still, taken_over
 from chaos.processes import Part, owner_of_port, send, until
 from chaos.proxy import Proxy
 from chaos.registry import BrokenPromiseError, fault
@@ -22,37 +22,25 @@ BLOCKED_SECONDS_MAX = 11
 
 OPEN_JOBS = "SELECT id FROM crawl_jobs WHERE completed_at IS NULL"
 LOCK_JOB = text("SELECT FROM crawl_jobs WHERE id = :id FOR UPDATE")
-SPARED = """
-SELECT substring(worker FROM '[0-9]+$') AS pid FROM job_chunks WHERE worker IS NOT NULL AND retry_count > 0
-"""
 STUCK = "SELECT FROM job_chunks WHERE retry_count > 0 LIMIT 1"
 
 
 @fault(full=200, short=2, gap_seconds=2)
 def kill_pool_child(system: System, chance: random.Random) -> None:
-    """SIGKILL of a worker's pool child at a random moment."""
-    pid = until(lambda: _victim(system, chance), "a child whose chunk was not lost before")
+    """SIGKILL of a worker's pool child at a random moment, one about every second, whichever was hit before."""
+    pid = until(lambda: chance.choice(children(system) or [None]), "a child")
     send(pid, signal.SIGKILL)
-
-
-def _victim(system: System, chance: random.Random) -> int | None:
-    """A child at random, but none whose chunk has just lost another: that is what a poisonous picture does."""
-    spared = {int(row.pid) for row in system.query(SPARED)}
-    pids = [pid for pid in children(system) if pid not in spared]
-    return chance.choice(pids) if pids else None
 
 
 @fault(full=20)
 def kill_pool_child_at_a_statement(system: System, chance: random.Random) -> None:
     """SIGKILL of a pool child exactly before or after one of its statements reached PostgreSQL."""
-    wait_for_innocence(system)
     kill_at_a_statement(system, chance, WORKER)
 
 
 @fault(full=20)
 def kill_worker(system: System, chance: random.Random) -> None:
     """SIGKILL of a whole worker, which is started again."""
-    wait_for_innocence(system)
     worker = chance.choice(system.workers)
     worker.kill()
     worker.start()
@@ -61,7 +49,6 @@ def kill_worker(system: System, chance: random.Random) -> None:
 @fault(full=10, gap_seconds=1)
 def stop_past_the_lease(system: System, chance: random.Random) -> None:
     """SIGSTOP of a pool child until its chunk has another owner, then SIGCONT: the zombie writes nothing."""
-    wait_for_innocence(system)
     pid, chunk = until(lambda: _stop_a_busy_child(system, chance), "a child with a chunk")
     try:
         until(lambda: not still(system, chunk), "the rescue", 20)
@@ -89,7 +76,6 @@ def _stop_a_busy_child(system: System, chance: random.Random) -> tuple[int, Any]
 @fault(full=5, deadline_seconds=120)
 def stop_a_worker(system: System, chance: random.Random) -> None:
     """SIGSTOP of a whole worker, as on a machine that sleeps, then SIGCONT: it finds that others went on."""
-    wait_for_innocence(system)
     worker = chance.choice(system.workers)
     worker.signal_all(signal.SIGSTOP)
     time.sleep(chance.uniform(5, 25) if system.full else 5)
@@ -195,7 +181,6 @@ def _rescued(system: System) -> int:
 @fault(full=5, deadline_seconds=120)
 def kill_everything(system: System, chance: random.Random) -> None:
     """SIGKILL of every worker and scheduler, of PostgreSQL and Valkey at once; all are started again."""
-    wait_for_innocence(system)
     victims = [*system.parts]
     chance.shuffle(victims)
     for part in victims:

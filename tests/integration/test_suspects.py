@@ -3,11 +3,12 @@
 from dataclasses import replace
 
 import pytest
+from sqlalchemy import text
 
 from models.database import transaction
 from models.ending import RescuedChunk, rescue_chunk
 from models.lifecycle import Fence, StartedChunk, checkpoint_chunk, hand_back_chunk, settle_chunk
-from models.suspects import Suspicion, suspect_candidate, suspicion
+from models.suspects import GUILTY_LOSSES, Suspicion, suspect_candidate, suspicion
 from tests.support.crawling import (
     LEASE_SECONDS,
     accepted,
@@ -23,7 +24,8 @@ from tests.support.crawling import (
     start_next,
 )
 
-LOST_LEASES_MAX = 5
+LOST_LEASES_MAX = 20
+WAIT = text("SELECT CAST(extract(epoch FROM available_at - now()) AS float8) FROM job_chunks")
 
 
 def how(engine, chunk: StartedChunk) -> Suspicion:
@@ -40,12 +42,13 @@ def name(engine, chunk: StartedChunk, place: int, outcomes=()) -> None:
 
 
 def lose(engine, chunk: StartedChunk, most: int = LOST_LEASES_MAX) -> RescuedChunk:
-    """Let the chunk's worker be lost."""
+    """Let the chunk's worker be lost, and the time pass for which the chunk waits then."""
     expire_lease(engine, chunk.fence.chunk_id)
     with transaction(engine) as session:
         rescued = rescue_chunk(session, most)
     assert rescued is not None
     check_books(engine)
+    change(engine, "UPDATE job_chunks SET available_at = NULL")
     return rescued
 
 
@@ -60,18 +63,33 @@ def test_a_chunk_runs_alone_after_two_losses_without_an_outcome(engine) -> None:
     assert ways == [(0, False), (1, False), (2, True)]
 
 
-def test_a_candidate_under_which_two_workers_were_lost_is_guilty(engine) -> None:
-    """The first loss makes it the first to run, the second is its outcome; the others are crawled as usual."""
+def test_a_chunk_waits_longer_and_longer_between_its_losses(engine) -> None:
+    """Not after the first; from the second on twice as long each time, and never more than half a minute."""
+    new_job(engine, [3])
+    waits = []
+    for _ in range(10):
+        chunk = start_next(engine)
+        expire_lease(engine, chunk.fence.chunk_id)
+        with transaction(engine) as session:
+            rescue_chunk(session, LOST_LEASES_MAX)
+            waits.append(session.execute(WAIT).scalar_one())
+        change(engine, "UPDATE job_chunks SET available_at = NULL")
+    assert waits == [None, 0.5, 1, 2, 4, 8, 16, 30, 30, 30]
+
+
+def test_a_candidate_under_which_worker_after_worker_was_lost_is_guilty(engine) -> None:
+    """The first loss makes it the first to run, the fourth is its outcome; the others are crawled as usual."""
     job = new_job(engine, [3])
     for _ in range(2):
         lose(engine, start_next(engine))
-    chunk = start_next(engine)
-    name(engine, chunk, 1)
-    assert not lose(engine, chunk).convicted
-    chunk = start_next(engine)
-    assert how(engine, chunk) == Suspicion(alone=True, first=1)
-    name(engine, chunk, 1)
-    assert lose(engine, chunk) == RescuedChunk(job.chunk_ids[0], job.id, failed=False, convicted=True)
+    for loss in range(GUILTY_LOSSES):
+        chunk = start_next(engine)
+        assert how(engine, chunk) == Suspicion(alone=True, first=1 if loss else None)
+        name(engine, chunk, 1)
+        convicted = loss == GUILTY_LOSSES - 1
+        assert lose(engine, chunk) == RescuedChunk(
+            job.chunk_ids[0], job.id, failed=False, convicted=convicted
+        )
     chunk = start_next(engine)
     assert how(engine, chunk) == Suspicion()
     assert [candidate.position for candidate in chunk.candidates] == [0, 2]
@@ -79,7 +97,7 @@ def test_a_candidate_under_which_two_workers_were_lost_is_guilty(engine) -> None
         settle_chunk(session, chunk.fence, [accepted(0), accepted(2)])
     assert read_job(engine, job.id)["failures"] == {"worker_lost": 1}
     assert query(engine, "SELECT url, detail FROM failures") == [
-        ("http://images.test/1.jpg", "2 workers in a row were lost while nothing else ran")
+        ("http://images.test/1.jpg", "4 workers in a row were lost while nothing else ran")
     ]
     check_books(engine)
 
@@ -89,10 +107,10 @@ def test_a_conviction_saves_the_chunk_at_its_last_loss(engine) -> None:
     job = new_job(engine, [3])
     for _ in range(2):
         lose(engine, start_next(engine))
-    for _ in range(2):
+    for _ in range(GUILTY_LOSSES):
         chunk = start_next(engine)
         name(engine, chunk, 1)
-        rescued = lose(engine, chunk, most=3)
+        rescued = lose(engine, chunk, most=GUILTY_LOSSES + 1)
     assert rescued == RescuedChunk(job.chunk_ids[0], job.id, failed=False, convicted=True)
     assert [candidate.position for candidate in start_next(engine).candidates] == [0, 2]
 
@@ -103,10 +121,10 @@ def test_a_candidate_that_has_its_outcome_is_not_convicted(engine, outcome) -> N
     job = new_job(engine, [3])
     for _ in range(2):
         lose(engine, start_next(engine))
-    for _ in range(2):
+    for loss in range(1, GUILTY_LOSSES + 1):
         chunk = start_next(engine)
         name(engine, chunk, 1)
-        if chunk.fence.attempt == 4:
+        if loss == GUILTY_LOSSES:
             with transaction(engine) as session:
                 assert checkpoint_chunk(session, moved_on(chunk), [outcome(1)], LEASE_SECONDS) is not None
         assert not lose(engine, chunk).convicted
