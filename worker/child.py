@@ -12,9 +12,12 @@ from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any, NoReturn, TypeVar
 
+from redis.asyncio import Redis
+
 from models.database import make_engine
 from models.settings import Settings
 from worker.presence import leaving
+from worker.shared import close_redis, open_redis
 from worker.store import Store, open_store
 from worker.transport import GuardedTransport
 from worker.watchdog import Watchdog, Work
@@ -50,6 +53,11 @@ class Child:
     def transport(self) -> GuardedTransport:
         """The door to the web; made inside the running loop."""
         return GuardedTransport(self.settings)
+
+    @cached_property
+    def redis(self) -> Redis:
+        """What workers share; made inside the running loop."""
+        return open_redis(self.settings)
 
     def store(self, url: str) -> Store:
         """The store of a job's images, opened once."""
@@ -107,6 +115,8 @@ class Child:
         """Close everything. The child ends afterwards, at once if a thread is still occupied."""
         if "transport" in self.__dict__:
             self.loop.run_until_complete(self.transport.aclose())
+        if "redis" in self.__dict__:
+            self.loop.run_until_complete(close_redis(self.redis))
         if self.watchdog.running():
             leave_at_once(0)
         for thread in (self._decoder, self._database, self._aside, self._beside):
