@@ -116,6 +116,7 @@ class System:
             redis_url=SecretStr(f"redis://127.0.0.1:{broker.port}/0"),
             store_url=(self.folder / "store").as_uri(),
             allowed_networks="127.0.0.0/8",
+            host_transfers=100,  # The one site stands for many hosts.
             **self.overrides,
         )
 

@@ -6,7 +6,7 @@ Nothing else in the project reads ``os.environ``. docs/configuration.md is held 
 import ipaddress
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import platformdirs
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -94,8 +94,26 @@ class Settings(BaseSettings):
         5, gt=0, description="A running chunk commits its outcomes at least so often."
     )
     transfers: int = Field(256, ge=1, le=2000, description="Transfers at once in one child process.")
+    host_transfers: int = Field(
+        8, ge=1, le=1000, description="Most transfers at once at one host, of all workers together."
+    )
+    host_rate: float = Field(
+        0,
+        ge=0,
+        description="Most requests per second at one host, of all workers together; 0: as many as it answers well.",
+    )
+    host_group: Literal["host", "domain"] = Field(
+        "host",
+        description="What counts as one host: its name, or the domain that was registered (example.co.uk).",
+    )
+    host_patience_seconds: float = Field(
+        900,
+        ge=0,
+        le=86400,
+        description="A host that asks to wait for longer, or has only refused for so long, is not waited for.",
+    )
     transfer_seconds_max: float = Field(
-        60, gt=0, description="Total deadline of one attempt at a transfer, redirects included."
+        60, gt=0, description="Total deadline of one request, to the end of its body."
     )
     connect_seconds_max: float = Field(10, gt=0, description="Deadline of one connect, TLS included.")
     read_seconds_max: float = Field(15, gt=0, description="Longest silence while a response arrives.")

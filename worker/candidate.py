@@ -7,11 +7,16 @@ import structlog
 
 from models.outcomes import Accepted, Candidate, Outcome, Reason, Refused
 from worker.child import Child
-from worker.errors import CandidateError, PictureError
-from worker.fetch import Fetched, fetch
+from worker.errors import AddressError, CandidateError, PictureError, TransferError
+from worker.fetch import Fetched, Visit, step
 from worker.picture import Picture
+from worker.politeness import Host, Turn
 from worker.store import Store, StoreError
 from worker.watchdog import Work
+
+SERVICE_UNAVAILABLE = 503
+HOST_FAILURES = frozenset({Reason.DNS, Reason.CONNECT, Reason.TLS, Reason.TIMEOUT, Reason.PROTOCOL})
+"""Reasons that are the host's, when nothing at all came back."""
 
 log = structlog.get_logger()
 
@@ -25,26 +30,69 @@ class Decoder(Protocol):
         """Describe a picture. Raises PictureError."""
 
 
-async def crawl_candidate(child: Child, store: Store, candidate: Candidate, decoder: Decoder) -> Outcome:
-    """Fetch, inspect, store: one candidate's outcome. Its share of the memory lasts until it is stored.
+def begin_visit(child: Child, candidate: Candidate) -> Visit | Refused:
+    """A candidate's way begins, or ends already because of its URL."""
+    try:
+        return Visit(candidate, child.transport.memory.lease())
+    except AddressError as error:
+        return refusal(candidate, error)
+
+
+async def crawl_visit(
+    child: Child, store: Store, visit: Visit, turn: Turn, decoder: Decoder
+) -> Outcome | float:
+    """Use one turn of a visit: fetch, and inspect and store what came. Its outcome, or in how many seconds it wants
+    another turn. Its share of the memory lasts until it is stored.
 
     What nobody expected is this candidate's outcome, too: it must not cost the others theirs. Raises StoreError.
     """
     fetched = None
     try:
-        with child.transport.memory.lease() as lease:
-            fetched = await fetch(
-                child.transport, candidate.url, child.settings, random=child.random, lease=lease
-            )
-            return await child.in_decoder(keep, child, store, candidate, fetched, decoder)
+        fetched = await take_turn(child, visit, turn)
+        if fetched is None:
+            return 0.0
+        return await child.in_decoder(keep, child, store, visit.candidate, fetched, decoder)
     except CandidateError as error:
-        return refusal(candidate, error)
+        seconds = visit.again_in(error, child.settings, child.random) if fetched is None else None
+        return refusal(visit.candidate, error) if seconds is None else seconds
     except StoreError:
         raise
     except Exception as error:
+        candidate = visit.candidate
         log.exception("candidate_broke_off", position=candidate.position, url=candidate.url)
         reason = Reason.PROTOCOL if fetched is None else Reason.CORRUPT
         return refusal(candidate, CandidateError(reason, f"unexpected {type(error).__name__}: {error}"))
+    finally:
+        visit.lease.release()
+
+
+async def take_turn(child: Child, visit: Visit, turn: Turn) -> Fetched | None:
+    """Make one request, and tell what it says of the host. Raises CandidateError."""
+    try:
+        fetched = await step(child.transport, visit, child.settings)
+    except CandidateError as error:
+        tell(turn, visit, error, child.settings.host_patience_seconds)
+        raise
+    turn.answered(visit.latency_seconds or 0.0)
+    return fetched
+
+
+def tell(turn: Turn, visit: Visit, error: CandidateError, patience_seconds: float) -> None:
+    """What a request that failed says of its host."""
+    if error.reason is Reason.RATE_LIMITED:
+        seconds = error.retry_after_seconds
+        turn.refused(None if seconds is None else min(seconds, patience_seconds + 1), error.detail)
+    elif visit.latency_seconds is not None:
+        turn.answered(visit.latency_seconds, struggling=error.http_status == SERVICE_UNAVAILABLE)
+    elif error.reason in HOST_FAILURES:
+        turn.failed(error.reason, error.detail)
+
+
+def closed_host(visit: Visit, host: Host) -> Outcome:
+    """The outcome of a candidate whose host nobody asks at present."""
+    error = TransferError(Reason(host.why), f"{host.name} is not asked for a while: {host.detail}")
+    error.wire_bytes, error.final_url = visit.wire_bytes, visit.target.url
+    return refusal(visit.candidate, error)
 
 
 def keep(child: Child, store: Store, candidate: Candidate, fetched: Fetched, decoder: Decoder) -> Accepted:

@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 
 from models.database import make_engine
 from models.settings import Settings
+from worker.politeness import Politeness
 from worker.presence import leaving
 from worker.shared import close_redis, open_redis
 from worker.store import Store, open_store
@@ -58,6 +59,11 @@ class Child:
     def redis(self) -> Redis:
         """What workers share; made inside the running loop."""
         return open_redis(self.settings)
+
+    @cached_property
+    def politeness(self) -> Politeness:
+        """The hosts that this child asks; made inside the running loop."""
+        return Politeness(self.settings, self.redis, self.name)
 
     def store(self, url: str) -> Store:
         """The store of a job's images, opened once."""

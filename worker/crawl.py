@@ -25,13 +25,16 @@ from models.lifecycle import (
     settle_short_chunk,
 )
 from models.outcomes import Candidate, Outcome, Reason, Refused
+from models.queueing import queued_chunks
 from models.recording import Tally
 from models.settings import Settings
 from models.suspects import Suspicion, suspect_candidate
-from worker.candidate import crawl_candidate
+from worker.candidate import begin_visit, closed_host, crawl_visit
 from worker.careful import CarefulDecoder, PlainDecoder
 from worker.child import Child, leave_at_once
-from worker.fetch import RETRY_AFTER_SECONDS_MAX
+from worker.fetch import BACKOFF_SECONDS_MAX, Visit
+from worker.idleness import Idleness
+from worker.politeness import Host, Turn
 from worker.presence import leaving
 from worker.store import Store, StoreError
 from worker.transfers import Transfers
@@ -92,7 +95,7 @@ class StuckError(Exception):
 
 def silence_seconds_max(settings: Settings) -> float:
     """After so long without an outcome there will be none: all that a candidate may take, added up."""
-    attempt_seconds = settings.transfer_seconds_max + RETRY_AFTER_SECONDS_MAX
+    attempt_seconds = (settings.redirects_max + 1) * settings.transfer_seconds_max + BACKOFF_SECONDS_MAX
     return (
         settings.transfer_attempts * attempt_seconds
         + settings.decode_seconds_max
@@ -121,14 +124,16 @@ class ChunkRun:
         if self.alone:
             candidates = sorted(candidates, key=lambda candidate: candidate.position != suspicion.first)
             at_once = 1
-        self.transfers = Transfers(candidates, self.crawl_candidate, at_once)
+        self.transfers = Transfers(candidates, self, child.politeness, at_once)
+        self.idleness = Idleness()
 
     async def run(self) -> None:
         """Crawl, look after the lease and watch for what hangs, all at once, to the end or to the first reason to
         stop before. Raises LostChunkError, StuckError or StoreError.
         """
         crawl = asyncio.ensure_future(self.crawl())
-        tasks = [crawl, asyncio.ensure_future(self.keep_lease()), asyncio.ensure_future(self.guard())]
+        others = (self.keep_lease(), self.guard(), self.child.politeness.keep())
+        tasks = [crawl, *(asyncio.ensure_future(other) for other in others)]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:
@@ -140,21 +145,24 @@ class ChunkRun:
             await asyncio.wait(tasks)
             await self.transfers.stop(STOP_SECONDS_MAX)
             self.decoder.close()
+            await self.child.politeness.leave()
 
     async def crawl(self) -> None:
-        """Transfer and checkpoint until nothing runs any more; then commit the rest."""
+        """Transfer and checkpoint until all is done, or mostly hosts are waited for; then commit the rest."""
         self.store: Store = await self.child.aside(self.child.store, self.chunk.store_url)
         self.transfers.start()
         next_checkpoint = time.monotonic() + self.child.settings.checkpoint_seconds
-        while not (await self.transfers.wait(TICK_SECONDS) or self.transfers.stopping):
+        park_seconds = 0.0
+        while not (await self.transfers.wait(TICK_SECONDS) or self.transfers.stopping or park_seconds):
             waiting = 0 if self.alone else len(self.transfers.outcomes)
             if waiting >= self.checkpoint_outcomes or (waiting and time.monotonic() >= next_checkpoint):
                 await self.checkpoint()
                 next_checkpoint = time.monotonic() + self.child.settings.checkpoint_seconds
+            park_seconds = await self.idleness.look(self.transfers, self.others_wait)
         await self.transfers.stop(STOP_SECONDS_MAX)
         self.ending = True
         if self.transfers.unresolved and not self.cancelled:
-            await self.hand_back()
+            await self.hand_back(0 if leaving() else park_seconds)
         else:
             await self.settle(self.transfers.unresolved)
 
@@ -201,11 +209,28 @@ class ChunkRun:
                 raise StuckError(f"there was no outcome for {time.monotonic() - heard:.0f} seconds")
             await asyncio.sleep(TICK_SECONDS)
 
-    async def crawl_candidate(self, candidate: Candidate) -> Outcome:
-        """One candidate's outcome."""
+    async def others_wait(self) -> bool:
+        """Whether any chunk waits for a worker."""
+
+        def look(_: bool) -> bool:
+            with transaction(self.child.engine) as session:
+                return queued_chunks(session) > 0
+
+        return await self.child.beside(persist, self.chunk.fence.chunk_id, look)
+
+    def begin(self, candidate: Candidate) -> Visit | Outcome:
+        """A candidate's way begins, or ends already because of its URL."""
+        return begin_visit(self.child, candidate)
+
+    async def crawl_visit(self, visit: Visit, turn: Turn) -> Outcome | float:
+        """One turn of a visit: its outcome, or in how many seconds it wants another."""
         if self.alone:
-            await self.suspect(candidate)
-        return await crawl_candidate(self.child, self.store, candidate, self.decoder)
+            await self.suspect(visit.candidate)
+        return await crawl_visit(self.child, self.store, visit, turn, self.decoder)
+
+    def closed(self, visit: Visit, host: Host) -> Outcome:
+        """The outcome of a candidate whose host nobody asks at present."""
+        return closed_host(visit, host)
 
     async def suspect(self, candidate: Candidate) -> None:
         """Commit the outcome before and name the candidate that runs next, to the end even when cancelled."""
@@ -246,10 +271,15 @@ class ChunkRun:
             "chunk_settled", job=fence.job_id, chunk=fence.chunk_id, attempt=fence.attempt, unpaid=unpaid
         )
 
-    async def hand_back(self) -> None:
-        """Commit the outcomes so far; the rest waits for another worker."""
-        await self.commit(partial(hand_back_chunk, outcomes=self.transfers.take()))
-        log.warning("chunk_handed_back", chunk=self.fence.chunk_id, attempt=self.fence.attempt)
+    async def hand_back(self, seconds: float = 0.0) -> None:
+        """Commit the outcomes so far; the rest waits for another worker, for ``seconds`` at least."""
+        outcomes = self.transfers.take()
+        await self.commit(partial(hand_back_chunk, outcomes=outcomes, available_in_seconds=seconds))
+        fields = {"chunk": self.fence.chunk_id, "attempt": self.fence.attempt, "outcomes": len(outcomes)}
+        if seconds:
+            log.info("chunk_parked", **fields, seconds=round(seconds, 1))
+        else:
+            log.warning("chunk_handed_back", **fields)
 
     async def commit(self, arrow: Callable[..., Tally | None]) -> None:
         """Objects first, rows after: the store is synced before a row may name what it holds."""

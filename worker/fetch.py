@@ -1,4 +1,6 @@
-"""The fetch of one candidate: redirects, attempts and the deadline. It never judges whether a body is a picture."""
+"""The fetch of one candidate, request by request: redirects, attempts, the deadline. When a request may start is
+for worker/politeness.py to say, and whether a body is a picture for worker/picture.py.
+"""
 
 import asyncio
 import datetime
@@ -11,7 +13,7 @@ from dataclasses import dataclass
 import httpx
 from multidict import CIMultiDictProxy
 
-from models.outcomes import TRANSIENT_STATUSES, Reason
+from models.outcomes import TRANSIENT_STATUSES, Candidate, Reason
 from models.settings import Settings
 from worker.address import ParsedURL, parse_url, resolve_location
 from worker.body import BodyReader, Lease
@@ -21,8 +23,8 @@ from worker.transport import GuardedTransport, Received, RefusedError, ResolveEr
 ACCEPT = "image/avif,image/webp,image/png,image/jpeg,image/gif;q=0.9,*/*;q=0.5"
 BACKOFF_SECONDS = 0.5
 BACKOFF_SECONDS_MAX = 5.0
-# A server that asks to wait for longer is not waited for: the candidate ends as rate_limited.
-RETRY_AFTER_SECONDS_MAX = 10.0
+REFUSALS_MAX = 10
+"""So often a candidate is tried at a host that says it is asked too often."""
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _RECEIVED = frozenset({200, 203})
@@ -61,7 +63,7 @@ class Fetched:
 class Hooks:
     """Rules of others that a fetch obeys; each refuses by raising CandidateError.
 
-    ``admit`` is asked before a redirect is followed, ``header`` before the body is read.
+    ``admit`` is asked before each request, ``header`` before a body is read.
     """
 
     admit: Callable[[ParsedURL], Awaitable[None]] | None = None
@@ -71,80 +73,121 @@ class Hooks:
 NO_HOOKS = Hooks()
 
 
-async def fetch(
+class Visit:
+    """A candidate on its way to a body: where it stands, and what that took so far. One for one chunk's attempt."""
+
+    __slots__ = (
+        "attempts",
+        "candidate",
+        "latency_seconds",
+        "lease",
+        "redirects",
+        "refusals",
+        "seconds",
+        "seen",
+        "start",
+        "target",
+        "wire_bytes",
+    )
+
+    def __init__(self, candidate: Candidate, lease: Lease) -> None:
+        """Begin at the candidate's URL. Raises AddressError."""
+        self.candidate = candidate
+        self.lease = lease
+        """Memory of its body, reserved until the caller releases it."""
+        self.start = parse_url(candidate.url)
+        self.attempts = self.refusals = self.wire_bytes = 0
+        self.seconds = 0.0
+        """Of all its requests together; waiting for turns is not among them."""
+        self.latency_seconds: float | None = None
+        """Of the last request until its answer began; None: there was no answer."""
+        self.restart()
+
+    def restart(self) -> None:
+        """Go back to the first URL, for another attempt."""
+        self.lease.release()
+        self.target = self.start
+        self.redirects = 0
+        self.seen = {self.target.url}
+
+    def again_in(self, error: CandidateError, settings: Settings, random: randomness.Random) -> float | None:
+        """Prepare for another attempt after ``error``: in how many seconds; None: it was the last.
+
+        A host that asks to wait is waited for by politeness: such an attempt is not counted with the others, though
+        there are not endlessly many.
+        """
+        error.wire_bytes = self.wire_bytes
+        error.final_url = error.final_url or self.target.url
+        if error.reason is Reason.RATE_LIMITED:
+            self.refusals += 1
+            delay_seconds = error.retry_after_seconds or 0.0
+            spent = self.refusals >= REFUSALS_MAX or delay_seconds > settings.host_patience_seconds
+        else:
+            self.attempts += 1
+            cap_seconds = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS * 2.0 ** (self.attempts - 1))
+            delay_seconds = cap_seconds * random.uniform(0.5, 1.0)
+            spent = not error.transient or self.attempts >= settings.transfer_attempts
+        if spent:
+            return None
+        self.restart()
+        return delay_seconds
+
+
+async def step(
     transport: GuardedTransport,
-    url: str,
+    visit: Visit,
     settings: Settings,
     *,
-    random: randomness.Random,
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     clock: Callable[[], float] = time.monotonic,
-    lease: Lease | None = None,
     hooks: Hooks = NO_HOOKS,
     accept: str = ACCEPT,
-) -> Fetched:
-    """Fetch one URL, with as many attempts as the settings allow while the reason is transient.
+) -> Fetched | None:
+    """One request where the visit stands: its body, or None when it was a redirect, which the visit has followed.
 
-    Each attempt has the deadline ``transfer_seconds_max``, redirects included. A ``lease`` of the caller keeps
-    a large body's memory reserved until the caller releases it; without one the reservation ends here.
-    Raises CandidateError, with ``final_url`` and ``wire_bytes`` filled in.
+    It has the deadline ``transfer_seconds_max``. Raises CandidateError only.
     """
-    target = parse_url(url)
-    held = lease or transport.memory.lease()
-    wire_bytes = 0
-    attempt = 0
+    transfer = _Transfer(transport, settings, visit, clock, hooks, accept)
+    began = clock()
     try:
-        while True:
-            attempt += 1
-            held.release()
-            transfer = _Transfer(transport, settings, target, held, clock, hooks, accept)
-            try:
-                return await transfer.run(url, wire_bytes)
-            except CandidateError as error:
-                wire_bytes += transfer.body.wire_bytes
-                error.wire_bytes = wire_bytes
-                error.final_url = error.final_url or transfer.target.url
-                held.release()
-                delay_seconds = _delay(error, attempt, settings, random)
-                if delay_seconds is None:
-                    raise
-            await sleep(delay_seconds)
+        return await transfer.run()
     finally:
-        if held is not lease:
-            held.release()
+        visit.wire_bytes += transfer.body.wire_bytes
+        visit.seconds += clock() - began
 
 
 class _Transfer:
-    """One attempt: from the first request to the end of the body. ``target`` is the hop it stands at."""
+    """One request of a visit: from its address to the end of the body."""
 
-    __slots__ = ("_clock", "_headers", "_hooks", "_settings", "_transport", "body", "redirects", "target")
+    __slots__ = ("_clock", "_headers", "_hooks", "_settings", "_transport", "_visit", "body")
 
     def __init__(
         self,
         transport: GuardedTransport,
         settings: Settings,
-        target: ParsedURL,
-        lease: Lease,
+        visit: Visit,
         clock: Callable[[], float],
         hooks: Hooks,
         accept: str,
     ) -> None:
         self._transport = transport
         self._settings = settings
+        self._visit = visit
+        self._clock = clock
         self._hooks = hooks
         self._headers = {"Accept": accept}
-        self.target = target
-        self.redirects = 0
         self.body = BodyReader(
-            bytes_max=settings.image_bytes_max, rate_min=settings.transfer_rate_min, lease=lease, clock=clock
+            bytes_max=settings.image_bytes_max,
+            rate_min=settings.transfer_rate_min,
+            lease=visit.lease,
+            clock=clock,
         )
 
-    async def run(self, url: str, wire_bytes_before: int) -> Fetched:
+    async def run(self) -> Fetched | None:
         """Transfer within the deadline. Raises CandidateError only."""
         deadline_seconds = self._settings.transfer_seconds_max
         try:
             async with asyncio.timeout(deadline_seconds) as self.body.deadline:
-                received, body = await self._follow()
+                return await self._request()
         except TimeoutError as error:
             raise TransferError(
                 Reason.TIMEOUT, f"the transfer was not over after {deadline_seconds:g} seconds"
@@ -153,44 +196,46 @@ class _Transfer:
             raise error.refusal from error
         except httpx.TransportError as error:
             raise _translate(error) from error
+
+    async def _request(self) -> Fetched | None:
+        """Each hop is a request of its own, checked as if it were the first. No redirect's body is read."""
+        visit = self._visit
+        visit.latency_seconds = None
+        if self._hooks.admit is not None:
+            await self._hooks.admit(visit.target)
+        began = self._clock()
+        received = await self._transport.send("GET", visit.target.url, headers=self._headers)
+        visit.latency_seconds = self._clock() - began
+        try:
+            location = received.headers.get("Location") if received.status in _REDIRECTS else None
+            if location is not None:
+                self._step(location, received.status)
+                return None
+            body = await self._receive(received)
+        finally:
+            received.release()
         return Fetched(
-            url=url,
-            final_url=self.target.url,
+            url=visit.candidate.url,
+            final_url=visit.target.url,
             http_status=received.status,
             content_type=received.headers.get("Content-Type", ""),
             body=body,
-            wire_bytes=wire_bytes_before + self.body.wire_bytes,
-            redirects=self.redirects,
+            wire_bytes=visit.wire_bytes + self.body.wire_bytes,
+            redirects=visit.redirects,
             headers=received.headers,
         )
 
-    async def _follow(self) -> tuple[Received, bytes]:
-        """Go from hop to hop by hand: each is checked as if it were the first. No redirect's body is read."""
-        seen = {self.target.url}
-        while True:
-            received = await self._transport.send("GET", self.target.url, headers=self._headers)
-            try:
-                location = received.headers.get("Location") if received.status in _REDIRECTS else None
-                if location is None:
-                    return received, await self._receive(received)
-            finally:
-                received.release()
-            await self._step(location, received.status)
-            if self.target.url in seen:
-                raise TransferError(
-                    Reason.REDIRECTS, "the redirects go in a circle", http_status=received.status
-                )
-            seen.add(self.target.url)
-
-    async def _step(self, location: str, status: int) -> None:
-        self.redirects += 1
-        if self.redirects > self._settings.redirects_max:
+    def _step(self, location: str, status: int) -> None:
+        visit = self._visit
+        visit.redirects += 1
+        if visit.redirects > self._settings.redirects_max:
             raise TransferError(
                 Reason.REDIRECTS, f"more than {self._settings.redirects_max} redirects", http_status=status
             )
-        self.target = _next_target(self.target, location, status)
-        if self._hooks.admit is not None:
-            await self._hooks.admit(self.target)
+        visit.target = _next_target(visit.target, location, status)
+        if visit.target.url in visit.seen:
+            raise TransferError(Reason.REDIRECTS, "the redirects go in a circle", http_status=status)
+        visit.seen.add(visit.target.url)
 
     async def _receive(self, received: Received) -> bytes:
         _check_status(received)
@@ -257,16 +302,3 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     if until.tzinfo is None:
         until = until.replace(tzinfo=datetime.UTC)
     return max(0.0, (until - datetime.datetime.now(datetime.UTC)).total_seconds())
-
-
-def _delay(
-    error: CandidateError, attempt: int, settings: Settings, random: randomness.Random
-) -> float | None:
-    """Say how long to wait before the next attempt; None ends the candidate."""
-    if not error.transient or attempt >= settings.transfer_attempts:
-        return None
-    asked_seconds = error.retry_after_seconds or 0.0
-    if asked_seconds > RETRY_AFTER_SECONDS_MAX:
-        return None
-    cap_seconds = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS * 2.0 ** (attempt - 1))
-    return max(asked_seconds, cap_seconds * random.uniform(0.5, 1.0))

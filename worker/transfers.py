@@ -1,56 +1,113 @@
-"""Many candidates at once, each to one outcome. Knows nothing of chunks, rows or money."""
+"""Many candidates at once, each to one outcome, and none at a host that may not be asked now.
+
+A candidate whose host has no turn for it waits here and takes up nothing. Knows nothing of chunks, rows or money.
+"""
 
 import asyncio
-import collections
-from collections.abc import Awaitable, Callable, Iterable
+import heapq
+import time
+from collections import deque
+from collections.abc import Iterable
+from itertools import count
+from typing import Protocol
 
 from models.outcomes import Candidate, Outcome
+from worker.fetch import Visit
+from worker.politeness import Host, Politeness, Turn
+
+
+class Crawler(Protocol):
+    """What becomes of candidates."""
+
+    def begin(self, candidate: Candidate) -> Visit | Outcome:
+        """Let a candidate begin; its outcome if it cannot."""
+
+    async def crawl_visit(self, visit: Visit, turn: Turn) -> Outcome | float:
+        """Use one turn of a visit: its outcome, or in how many seconds it wants another."""
+
+    def closed(self, visit: Visit, host: Host) -> Outcome:
+        """The outcome of a visit whose host nobody asks at present."""
 
 
 class Transfers:
-    """Runs ``crawl`` over candidates, at most ``at_once`` together, in their order.
+    """Crawls candidates, at most ``at_once`` together, at each host in their order.
 
-    ``outcomes`` collects what is done until ``take`` is called, ``finished`` counts it. The first exception of
-    ``crawl`` is raised by ``wait``. A cancelled ``crawl`` may still return an outcome: it is kept.
+    ``outcomes`` collects what is done until ``take`` is called, ``finished`` counts it. The first exception of the
+    crawler is raised by ``wait``. A cancelled crawl may still return an outcome: it is kept.
     """
 
     def __init__(
-        self,
-        candidates: Iterable[Candidate],
-        crawl: Callable[[Candidate], Awaitable[Outcome]],
-        at_once: int,
+        self, candidates: Iterable[Candidate], crawler: Crawler, politeness: Politeness, at_once: int
     ) -> None:
         self.outcomes: list[Outcome] = []
-        self._crawl = crawl
-        self._waiting = collections.deque(candidates)
-        self._running: dict[int, Candidate] = {}
-        self._at_once = at_once
-        self._lanes: set[asyncio.Future[None]] = set()
         self.finished = 0
         self.stopping = False
+        self._crawler = crawler
+        self._politeness = politeness
+        self._at_once = at_once
+        self._candidates = list(candidates)
+        """Those that have not begun, or were broken off."""
+        self._queues: dict[str, deque[Visit]] = {}
+        self._ready: dict[str, None] = {}
+        """Hosts, in the order of their turns, at which a visit waits that may be able to start."""
+        self._later: list[tuple[float, int, Visit | str]] = []
+        """Heap of (when, number, a visit that is tried again or a host that may be asked then)."""
+        self._due: set[str] = set()
+        """Hosts in that heap."""
+        self._numbers = count()
+        self._running: dict[asyncio.Task[Outcome | float], tuple[Visit, Turn]] = {}
+        self._errors: list[BaseException] = []
+        self._changed = asyncio.Event()
+        self._alarm: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Begin, unless it was cancelled before."""
-        lanes = min(self._at_once, len(self._waiting))
-        self._lanes = {asyncio.ensure_future(self._lane()) for _ in range(lanes)}
+        candidates, self._candidates = self._candidates, []
+        for candidate in candidates:
+            begun = self._crawler.begin(candidate)
+            if isinstance(begun, Visit):
+                self._enqueue(begun)
+            else:
+                self._finish(begun)
+        self._politeness.changed = self._wake
+        self._pump()
 
     @property
     def unresolved(self) -> list[Candidate]:
         """Candidates that have no outcome, once stopped."""
-        return [*self._running.values(), *self._waiting]
+        running = [visit for visit, _ in self._running.values()]
+        waiting = [visit for queue in self._queues.values() for visit in queue]
+        later = [what for _, _, what in self._later if isinstance(what, Visit)]
+        return [*(visit.candidate for visit in (*running, *waiting, *later)), *self._candidates]
+
+    @property
+    def running(self) -> int:
+        """Visits that use a turn now."""
+        return len(self._running)
+
+    def idle_seconds(self) -> float:
+        """For how long nothing can start, at the least, while nothing runs; 0 when that is not known."""
+        if self._running or self._ready:
+            return 0.0
+        now = time.monotonic()
+        waits = [when - now for when, _, _ in self._later]
+        for name, queue in self._queues.items():
+            if queue:
+                waits.append(self._politeness.host(name).wait_seconds(now) or 0.0)
+        return min(waits, default=0.0)
 
     async def wait(self, seconds: float) -> bool:
-        """Wait at most ``seconds``; whether nothing runs any more. Raises what ``crawl`` raised."""
-        if self._lanes:
-            done, self._lanes = await asyncio.wait(
-                self._lanes, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION
-            )
-            errors = [
-                error for lane in done if not lane.cancelled() and (error := lane.exception()) is not None
-            ]
-            if errors:
-                raise errors[0]
-        return not self._lanes
+        """Wait at most ``seconds``, until all is done; whether it is. Raises what the crawler raised."""
+        try:
+            async with asyncio.timeout(seconds):
+                while not (self._errors or self._done()):
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            pass
+        if self._errors:
+            raise self._errors[0]
+        return self._done()
 
     def take(self) -> list[Outcome]:
         """The outcomes since the last call."""
@@ -61,8 +118,10 @@ class Transfers:
         """Start no more and cancel what is being transferred, now; ``stop`` waits for it. Again does nothing."""
         if not self.stopping:
             self.stopping = True
-            for lane in self._lanes:
-                lane.cancel()
+            if self._alarm is not None:
+                self._alarm.cancel()
+            for task in self._running:
+                task.cancel()
 
     async def stop(self, seconds: float | None = None) -> None:
         """Cancel, and wait until nothing runs, or for ``seconds``.
@@ -70,17 +129,106 @@ class Transfers:
         What then still runs stays unresolved: its outcome comes too late for ``take``.
         """
         self.cancel()
-        lanes, self._lanes = self._lanes, set()
-        if lanes:
-            done, _ = await asyncio.wait(lanes, timeout=seconds)
-            for lane in done:
-                lane.cancelled() or lane.exception()  # Seen; ``wait`` is what raises.
+        if self._running:
+            await asyncio.wait(self._running, timeout=seconds)
 
-    async def _lane(self) -> None:
-        while self._waiting and not self.stopping:
-            candidate = self._waiting.popleft()
-            self._running[candidate.position] = candidate
-            outcome = await self._crawl(candidate)
-            self.outcomes.append(outcome)  # Not in one line: ``take`` may give away the list meanwhile.
-            del self._running[candidate.position]
-            self.finished += 1
+    def _done(self) -> bool:
+        if self._running:
+            return False
+        return self.stopping or not (self._later or self._ready or any(self._queues.values()))
+
+    def _enqueue(self, visit: Visit, *, first: bool = False) -> None:
+        """Let a visit wait at the host where it stands; ``first`` if it has begun before."""
+        name = self._politeness.name_of(visit.target)
+        queue = self._queues.setdefault(name, deque())
+        (queue.appendleft if first else queue.append)(visit)
+        host = self._politeness.host(name)
+        host.waiting = len(queue)
+        self._politeness.wanted(host)
+        self._ready[name] = None
+
+    def _wake(self, names: Iterable[str]) -> None:
+        """Something new is known of these hosts."""
+        self._ready.update(dict.fromkeys(name for name in names if self._queues.get(name)))
+        self._pump()
+
+    def _pump(self) -> None:
+        """Start what may start."""
+        now = time.monotonic()
+        while self._later and self._later[0][0] <= now:
+            what = heapq.heappop(self._later)[2]
+            if isinstance(what, Visit):
+                self._enqueue(what, first=True)
+            else:
+                self._due.remove(what)
+                self._ready[what] = None
+        while self._ready and len(self._running) < self._at_once and not self.stopping:
+            self._try(next(iter(self._ready)), now)
+        self._arm()
+        self._changed.set()
+
+    def _try(self, name: str, now: float) -> None:
+        """Start the next visit of a host that is thought ready, if it is."""
+        del self._ready[name]
+        queue = self._queues.get(name)
+        if not queue:
+            self._queues.pop(name, None)
+            return
+        host = self._politeness.host(name)
+        if host.closed(now):
+            self._finish(self._crawler.closed(queue.popleft(), host))
+        else:
+            wait = host.wait_seconds(now)
+            if wait and name not in self._due:
+                self._due.add(name)
+                heapq.heappush(self._later, (now + wait, next(self._numbers), name))
+            if wait != 0:
+                return
+            self._start(queue.popleft(), host)
+        host.waiting = len(queue)
+        if queue:
+            self._ready[name] = None
+
+    def _start(self, visit: Visit, host: Host) -> None:
+        turn = host.begin()
+        task = asyncio.ensure_future(self._crawler.crawl_visit(visit, turn))
+        self._running[task] = visit, turn
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Outcome | float]) -> None:
+        """One turn of a visit is over: it has its outcome, or wants another turn."""
+        visit, turn = self._running.pop(task)
+        turn.close()
+        if task.cancelled():
+            self._candidates.append(visit.candidate)
+        elif error := task.exception():
+            self._candidates.append(visit.candidate)
+            self._errors.append(error)
+        else:
+            result = task.result()
+            if isinstance(result, float):
+                self._again(visit, result)
+            else:
+                self._finish(result)
+        self._wake((turn.host_name,))
+
+    def _again(self, visit: Visit, seconds: float) -> None:
+        if self.stopping:
+            self._candidates.append(visit.candidate)
+        elif seconds > 0:
+            heapq.heappush(self._later, (time.monotonic() + seconds, next(self._numbers), visit))
+        else:
+            self._enqueue(visit, first=True)
+
+    def _finish(self, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+        self.finished += 1
+
+    def _arm(self) -> None:
+        """Come back when the first of those that wait for a time may go on."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        if self._later and not self.stopping:
+            seconds = max(0.0, self._later[0][0] - time.monotonic())
+            self._alarm = asyncio.get_running_loop().call_later(seconds, self._pump)

@@ -155,7 +155,7 @@ async def test_a_slow_transfer_is_too_slow():
     async with serve(drip) as server, door() as get:
         error = await failure(get(f"{server.origin}/", clock=lambda: next(now)))
         assert (error.reason, error.transient) == (Reason.TOO_SLOW, True)
-        assert next(now) == 12
+        assert 12 <= next(now) <= 16  # A few of them are those of latency and duration.
     async with serve(always(response(PIXELS))) as server, door(transfer_rate_min=0) as get:
         assert (await get(f"{server.origin}/", clock=lambda: next(now) * 100)).body == PIXELS
 

@@ -46,10 +46,15 @@ def site():
 
 
 @pytest.fixture
-def settings(database_url, tmp_path) -> Settings:
-    """Settings of a worker on this test's database."""
+def settings(services, database_url, tmp_path) -> Settings:
+    """Settings of a worker on this test's database; its one site stands for many hosts."""
     return read_settings(
-        home=tmp_path, database_url=database_url, allowed_networks="127.0.0.0/8", lease_seconds=5
+        home=tmp_path,
+        database_url=database_url,
+        redis_url=services.redis_url,
+        allowed_networks="127.0.0.0/8",
+        lease_seconds=5,
+        host_transfers=100,
     )
 
 
@@ -164,12 +169,10 @@ def test_without_its_store_a_chunk_is_parked(engine, child, site, tmp_path) -> N
 
 
 def test_a_chunk_whose_worker_was_lost_is_crawled_carefully(
-    engine, database_url, site, tmp_path, monkeypatch
+    engine, settings, site, tmp_path, monkeypatch
 ) -> None:
     """The picture that no decoder ends is worker_lost; every other is accepted, and committed in small parts."""
-    settings = read_settings(
-        home=tmp_path, database_url=database_url, allowed_networks="127.0.0.0/8", decode_seconds_max=1
-    )
+    settings = settings.model_copy(update={"decode_seconds_max": 1})
     parts = []
     real = ChunkRun.commit
 

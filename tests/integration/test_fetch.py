@@ -4,27 +4,26 @@ import asyncio
 import datetime
 import email.utils
 import inspect
-import random
 import socket
 
 import httpx
 import pytest
 
-from models.outcomes import Reason
+from models.outcomes import Candidate, Reason
 from tests.support.fetching import PIXELS, Sleeps, door, failure
 from tests.support.hostile_server import (
     always,
     by_path,
     endless,
     in_loop,
-    loopback_settings,
     pieces,
     response,
     serve,
     tls_server,
 )
+from worker.body import BodyMemory
 from worker.errors import AddressError, TransferError
-from worker.fetch import ACCEPT, REASONS, Hooks, fetch
+from worker.fetch import ACCEPT, REASONS, REFUSALS_MAX, Hooks, Visit
 
 
 @in_loop
@@ -159,7 +158,8 @@ async def test_a_status_has_its_reason(status, reason, transient):
     async with serve(always(response(status=status))) as server, door(transfer_attempts=2) as get:
         error = await failure(get(f"{server.origin}/"))
     assert (error.reason, error.transient, error.http_status) == (reason, transient, status)
-    assert len(server.requests) == (2 if transient else 1)
+    attempts = REFUSALS_MAX if reason is Reason.RATE_LIMITED else 2
+    assert len(server.requests) == (attempts if transient else 1)
 
 
 @in_loop
@@ -183,7 +183,7 @@ async def test_transient_failures_are_tried_again():
 
 @in_loop
 async def test_retry_after_is_honoured():
-    """Seconds and dates are waited for when they are short; a long wait ends the candidate and is passed on."""
+    """Seconds and dates are waited for; a wait beyond all patience ends the candidate and is passed on."""
     soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=6)
     asked = {
         "/seconds": (429, "7"),
@@ -198,14 +198,14 @@ async def test_retry_after_is_honoured():
         path: response(status=status, headers={"Retry-After": text}) for path, (status, text) in asked.items()
     }
     waited, errors = {}, {}
-    async with serve(by_path(answers)) as server, door(transfer_attempts=2) as get:
+    async with serve(by_path(answers)) as server, door(host_patience_seconds=100) as get:
         for path in asked:
             waited[path] = Sleeps()
             errors[path] = await failure(get(server.origin + path, sleep=waited[path]))
     assert all((error.reason, error.transient) == (Reason.RATE_LIMITED, True) for error in errors.values())
-    assert waited["/seconds"] == [7.0]
+    assert waited["/seconds"] == [7.0] * (REFUSALS_MAX - 1)
     assert 4 < waited["/date"][0] <= 6
-    assert max(waited[path][0] for path in ("/nonsense", "/year", "/zone")) < 1
+    assert max(waited[path][0] for path in ("/nonsense", "/year", "/zone")) == 0
     assert waited["/long"] == waited["/unavailable"] == []
     assert errors["/long"].retry_after_seconds == 3600
     assert errors["/nonsense"].retry_after_seconds is None
@@ -213,7 +213,7 @@ async def test_retry_after_is_honoured():
 
 @in_loop
 async def test_a_drip_meets_the_deadline():
-    """Redirects and body together have one deadline, although each byte is in time."""
+    """A request has one deadline, to the end of its body, although each byte is in time."""
     drip = endless(b"HTTP/1.1 200 OK\r\n\r\n", b"x", pause=0.02)
     async with serve(drip) as target:
         go = response(status=302, headers={"Location": f"{target.origin}/"})
@@ -248,7 +248,7 @@ async def test_connections_that_fail_have_their_reasons():
 
 @in_loop
 async def test_rules_of_others_are_obeyed():
-    """A hook may refuse a redirect before it is asked for, and a header before its body is read."""
+    """A hook may refuse any hop before it is asked for, and a header before its body is read."""
     head = b"HTTP/1.1 200 OK\r\nX-Robots-Tag: noai\r\n\r\n"
 
     async def answer(request, write):
@@ -257,7 +257,8 @@ async def test_rules_of_others_are_obeyed():
         return await endless(head, b"x" * 65536)(request, write)
 
     async def admit(target):
-        raise TransferError(Reason.ROBOTS, f"robots.txt forbids {target.url}")
+        if target.url.endswith("forbidden"):
+            raise TransferError(Reason.ROBOTS, f"robots.txt forbids {target.url}")
 
     def header(headers):
         raise TransferError(Reason.OPT_OUT, headers["x-robots-tag"])
@@ -280,5 +281,5 @@ def test_every_error_of_httpx_has_its_reason():
 
 def test_a_refused_url_is_an_address_error():
     """Refusals are AddressError: nothing was sent."""
-    error = asyncio.run(failure(fetch(None, "nothing", loopback_settings(), random=random.Random(1))))
-    assert isinstance(error, AddressError)
+    with pytest.raises(AddressError):
+        Visit(Candidate(0, "nothing", 1), BodyMemory(1).lease())

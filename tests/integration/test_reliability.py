@@ -21,9 +21,10 @@ from worker.store import FolderStore, StoreError
 SHIM = Path(__file__).parents[2] / "chaos" / "shifted_clock.py"
 
 
-def crawl_three(engine, database_url, folder: Path, statements: list[str] | None = None) -> NewJob:
+def crawl_three(engine, database_url, redis_url, folder: Path, statements: list[str] | None = None) -> NewJob:
     """Crawl a chunk of three good pictures in a child of its own, which notes its statements."""
-    child = Child(read_settings(home=folder, database_url=database_url, allowed_networks="127.0.0.0/8"))
+    urls = {"database_url": database_url, "redis_url": redis_url}
+    child = Child(read_settings(home=folder, allowed_networks="127.0.0.0/8", **urls))
     if statements is not None:
         event.listen(child.engine, "before_cursor_execute", lambda *call: statements.append(call[2].strip()))
     job = new_job(engine, [3], store_url=(folder / "images").as_uri())
@@ -37,7 +38,7 @@ def crawl_three(engine, database_url, folder: Path, statements: list[str] | None
 
 
 def test_the_store_is_synced_before_rows_name_its_objects(
-    engine, database_url, tmp_path, monkeypatch
+    engine, services, database_url, tmp_path, monkeypatch
 ) -> None:
     """After a power cut no row names an object that the disk does not have: put, sync, and only then the rows."""
     steps: list[str] = []
@@ -53,7 +54,7 @@ def test_the_store_is_synced_before_rows_name_its_objects(
 
     monkeypatch.setattr(FolderStore, "put", watched_put)
     monkeypatch.setattr(FolderStore, "sync", watched_sync)
-    job = crawl_three(engine, database_url, tmp_path, steps)
+    job = crawl_three(engine, database_url, services.redis_url, tmp_path, steps)
     assert query(engine, "SELECT count(*) FROM images WHERE crawl_job_id = :id", id=job.id) == [(3,)]
     inserts = [place for place, step in enumerate(steps) if step.startswith("INSERT INTO images")]
     assert inserts
@@ -62,14 +63,14 @@ def test_the_store_is_synced_before_rows_name_its_objects(
         assert before[::-1].index("synced") < before[::-1].index("put")
 
 
-def test_without_a_sync_no_row_is_written(engine, database_url, tmp_path, monkeypatch) -> None:
+def test_without_a_sync_no_row_is_written(engine, services, database_url, tmp_path, monkeypatch) -> None:
     """A disk that cannot keep what was stored parks the chunk: its objects have no rows, which costs nothing."""
 
     def broken(self) -> None:
         raise StoreError("the disk reports an input/output error")
 
     monkeypatch.setattr(FolderStore, "sync", broken)
-    job = crawl_three(engine, database_url, tmp_path)
+    job = crawl_three(engine, database_url, services.redis_url, tmp_path)
     assert query(engine, "SELECT status, accepted, available_at > now() FROM job_chunks") == [
         ("pending", 0, True)
     ]

@@ -2,12 +2,14 @@
 
 import contextlib
 import random
+import time
 
 import pytest
 
+from models.outcomes import Candidate
 from tests.support.hostile_server import loopback_settings
 from worker.errors import CandidateError
-from worker.fetch import fetch
+from worker.fetch import NO_HOOKS, Visit, step
 from worker.transport import GuardedTransport
 
 PIXELS = bytes(range(256)) * 40
@@ -23,13 +25,28 @@ class Sleeps(list):
 
 @contextlib.asynccontextmanager
 async def door(**overrides):
-    """Open a transport and give a function that fetches through it."""
+    """Open a transport and give a function that fetches through it, request by request to the end."""
     settings = loopback_settings(**overrides)
     async with GuardedTransport(settings) as transport:
 
-        async def get(url, **named):
-            named = {"random": random.Random(7), "sleep": Sleeps(), **named}
-            return await fetch(transport, url, settings, **named)
+        async def get(url, *, sleep=None, clock=time.monotonic, hooks=NO_HOOKS, lease=None):
+            visit = Visit(Candidate(0, url, 1), lease or transport.memory.lease())
+            chance, sleep = random.Random(7), Sleeps() if sleep is None else sleep
+            try:
+                while True:
+                    try:
+                        fetched = await step(transport, visit, settings, clock=clock, hooks=hooks)
+                    except CandidateError as error:
+                        delay_seconds = visit.again_in(error, settings, chance)
+                        if delay_seconds is None:
+                            raise
+                        await sleep(delay_seconds)
+                    else:
+                        if fetched is not None:
+                            return fetched
+            finally:
+                if lease is None:
+                    visit.lease.release()
 
         get.transport = transport
         yield get

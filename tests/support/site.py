@@ -3,6 +3,7 @@
 import asyncio
 import io
 import threading
+import time
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -33,6 +34,10 @@ class Site:
     def __enter__(self) -> Self:
         self.asked: set[str] = set()
         self.served: list[str] = []
+        self.log: list[tuple[float, str]] = []
+        """Every request: when, by ``time.monotonic``, and what for."""
+        self.refuse: Callable[[str], str | None] = lambda _: None
+        """The Retry-After with which a path is refused by 429; None: it is not."""
         self.waiting = 0
         """Requests for held pictures that are open now."""
         self.strike: Callable[[], None] = lambda: None
@@ -76,6 +81,9 @@ class Site:
 
     async def _answer(self, request: web.BaseRequest) -> web.Response:
         self.asked.add(request.path)
+        self.log.append((time.monotonic(), request.path))
+        if (wait := self.refuse(request.path)) is not None:
+            return web.Response(status=429, headers={"Retry-After": wait} if wait else {})
         _, kind, number = request.path.split("/", 2)
         if kind == "deadly":
             self.strike()

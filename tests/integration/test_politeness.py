@@ -1,0 +1,305 @@
+"""When a host may be asked, by several children that share one Redis. Hosts are functions, which only answer."""
+
+import asyncio
+import itertools
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+
+import pytest
+
+from models.outcomes import Candidate, Outcome, Reason, Refused
+from models.settings import Settings, read_settings
+from tests.support.hostile_server import in_loop
+from worker import politeness as rules
+from worker.body import BodyMemory
+from worker.fetch import Visit
+from worker.politeness import Host, Politeness, Turn
+from worker.shared import close_redis, open_redis
+from worker.transfers import Transfers
+
+MEMORY = BodyMemory(1)
+numbers = itertools.count()
+
+
+class Peer:
+    """A host of its own name. ``answer`` says what becomes of a turn; ``asked`` is when it was asked."""
+
+    def __init__(self, answer: Callable[["Peer", Turn], Awaitable[float | None]]) -> None:
+        self.name = f"host{next(numbers)}-{time.time_ns()}.test"
+        self.answer = answer
+        self.asked: list[float] = []
+        self.first = asyncio.Event()
+        self.refusals: list[float] = []
+        self.running = self.running_max = 0
+
+    def candidates(self, size: int, start: int = 0) -> list[Candidate]:
+        """So many URLs of it."""
+        return [Candidate(start + place, f"http://{self.name}/{place}", 1) for place in range(size)]
+
+
+class Crawl:
+    """Asks peers by their name."""
+
+    def __init__(self, *peers: Peer) -> None:
+        self.peers = {peer.name: peer for peer in peers}
+
+    def begin(self, candidate: Candidate) -> Visit | Outcome:
+        """All begin."""
+        return Visit(candidate, MEMORY.lease())
+
+    async def crawl_visit(self, visit: Visit, turn: Turn) -> Outcome | float:
+        """Ask the peer; a number is when it is asked again."""
+        peer = self.peers[visit.target.host]
+        peer.asked.append(time.monotonic())
+        peer.first.set()
+        peer.running += 1
+        peer.running_max = max(peer.running, peer.running_max)
+        try:
+            again = await peer.answer(peer, turn)
+        finally:
+            peer.running -= 1
+        done = Refused(visit.candidate.position, visit.candidate.url, Reason.CORRUPT, "")
+        return done if again is None else again
+
+    def closed(self, visit: Visit, host: Host) -> Outcome:
+        """The host's reason."""
+        return Refused(visit.candidate.position, visit.candidate.url, Reason(host.why), host.detail)
+
+
+async def good(_peer: Peer, turn: Turn, seconds: float = 0.01) -> None:
+    """An answer after a while."""
+    await asyncio.sleep(seconds)
+    turn.answered(seconds)
+
+
+@pytest.fixture
+def settings(services, database_url) -> Settings:
+    """Settings on the services of the tests."""
+    return read_settings(database_url=database_url, redis_url=services.redis_url)
+
+
+@asynccontextmanager
+async def child(settings: Settings, name: str = "one"):
+    """One child's politeness, kept."""
+    redis = open_redis(settings)
+    politeness = Politeness(settings, redis, child=name)
+    keeping = asyncio.ensure_future(politeness.keep())
+    try:
+        yield politeness
+    finally:
+        keeping.cancel()
+        await asyncio.wait([keeping])
+        await politeness.leave()
+        await close_redis(redis)
+
+
+async def crawl(politeness: Politeness, candidates, *peers: Peer, seconds: float = 20) -> list[Outcome]:
+    """Crawl candidates to their end, or for so long."""
+    transfers = Transfers(candidates, Crawl(*peers), politeness, 1000)
+    transfers.start()
+    await transfers.wait(seconds)
+    await transfers.stop()
+    return transfers.take()
+
+
+@in_loop
+async def test_children_share_the_transfers_of_a_host(settings) -> None:
+    """Never more than the limit at once, however many children want it, and each has its share."""
+    peer = Peer(partial(good, seconds=0.02))
+    settings = settings.model_copy(update={"host_transfers": 6})
+    async with AsyncExitStack() as stack:
+        children = [await stack.enter_async_context(child(settings, f"{name}")) for name in range(3)]
+        done = await asyncio.gather(
+            *(crawl(politeness, peer.candidates(1000), peer, seconds=3) for politeness in children)
+        )
+    assert peer.running_max <= 6
+    assert min(len(outcomes) for outcomes in done) > 60
+
+
+@in_loop
+async def test_children_share_the_rate_of_a_host(settings) -> None:
+    """Two children together start no more often than the operator allows, and not much less."""
+    peer = Peer(good)
+    settings = settings.model_copy(update={"host_rate": 40})
+    async with child(settings, "one") as one, child(settings, "two") as two:
+        began = time.monotonic()
+        await asyncio.gather(*(crawl(each, peer.candidates(1000), peer, seconds=3) for each in (one, two)))
+        seconds = time.monotonic() - began
+    assert 0.8 * 40 * 3 < len(peer.asked) <= 40 * seconds + 1
+    for first, last in zip(peer.asked, peer.asked[10:], strict=False):
+        assert last - first > 0.6 * 10 / 40
+
+
+@in_loop
+async def test_what_a_host_asks_of_one_child_all_heed(settings) -> None:
+    """After a Retry-After nobody starts before its time."""
+    told = asyncio.Event()
+
+    async def busy_once(peer: Peer, turn: Turn) -> float | None:
+        if not told.is_set():
+            turn.refused(1.9876543, "429")
+            told.set()
+            return 2.0
+        return await good(peer, turn)
+
+    peer = Peer(busy_once)
+    async with child(settings, "one") as one, child(settings, "two") as two:
+        first = asyncio.ensure_future(crawl(one, peer.candidates(1), peer))
+        await told.wait()
+        await asyncio.sleep(0.5)  # One child's news are the other's by then.
+        outcomes = await crawl(two, peer.candidates(20, 10), peer)
+        assert len(outcomes) + len(await first) == 21
+    assert min(peer.asked[1:]) >= peer.asked[0] + 1.98
+
+
+@in_loop
+async def test_a_host_that_refuses_is_asked_as_often_as_it_bears(settings) -> None:
+    """Of a host with thirty answers a second and 429 beyond, most answers come, and few refusals."""
+
+    async def thirty(peer: Peer, turn: Turn) -> float | None:
+        await asyncio.sleep(0.01)
+        now = time.monotonic()
+        recent = sum(1 for when in peer.asked if when > now - 1) - sum(
+            1 for when in peer.refusals if when > now - 1
+        )
+        if recent > 30:
+            peer.refusals.append(now)
+            turn.refused(None, "429")
+            return 0.0
+        turn.answered(0.01)
+        return None
+
+    peer = Peer(thirty)
+    async with child(settings, "one") as one, child(settings, "two") as two:
+        done = await asyncio.gather(
+            *(crawl(each, peer.candidates(2000), peer, seconds=6) for each in (one, two))
+        )
+    accepted = sum(len(outcomes) for outcomes in done)
+    assert accepted > 60
+    assert len(peer.refusals) < accepted / 3
+
+
+@in_loop
+async def test_a_dead_host_is_given_up_by_all(settings) -> None:
+    """Ten thousand URLs of it end after a few tries, in another child without any; one try later finds it back."""
+    dead = True
+
+    async def answer(peer: Peer, turn: Turn) -> float | None:
+        if dead:
+            await asyncio.sleep(0.05)
+            turn.failed(Reason.CONNECT, "refused")
+            return 0.1
+        return await good(peer, turn)
+
+    peer = Peer(answer)
+    began = time.monotonic()
+    async with child(settings, "one") as one, child(settings, "two") as two:
+        outcomes = await crawl(one, peer.candidates(10_000), peer)
+        assert len(outcomes) == 10_000
+        assert {outcome.reason for outcome in outcomes} == {Reason.CONNECT}
+        tries = len(peer.asked)
+        assert tries < 40
+        assert len(await crawl(two, peer.candidates(1000), peer)) == 1000
+        assert len(peer.asked) == tries
+        assert time.monotonic() - began < 5
+        dead = False
+        redis = open_redis(settings)
+        await redis.hset(rules.KEY + peer.name, "closed", "1")
+        await close_redis(redis)
+    async with child(settings, "three") as three:
+        assert {outcome.reason for outcome in await crawl(three, peer.candidates(50), peer)} == {
+            Reason.CORRUPT
+        }
+        assert sum(when <= peer.asked[tries] + 0.01 for when in peer.asked[tries:]) == 1
+
+
+@in_loop
+async def test_a_host_that_only_refuses_is_not_waited_for_for_ever(settings) -> None:
+    """After the patience that the operator has, all its candidates are rate_limited."""
+
+    async def refuse(_peer: Peer, turn: Turn) -> float | None:
+        turn.refused(0.2, "the server answered 429")
+        return 0.2
+
+    peer = Peer(refuse)
+    async with child(settings.model_copy(update={"host_patience_seconds": 1})) as one:
+        outcomes = await crawl(one, peer.candidates(500), peer)
+    assert {(outcome.reason, outcome.detail) for outcome in outcomes} == {
+        (Reason.RATE_LIMITED, "the server answered 429")
+    }
+    assert len(outcomes) == 500
+
+
+@in_loop
+async def test_a_delay_of_robots_txt_spaces_the_requests_of_all(settings) -> None:
+    """What one child has read, all keep to."""
+    peer = Peer(good)
+    async with child(settings, "one") as one, child(settings, "two") as two:
+        assert one.heed_delay(one.host(peer.name), 0.2)
+        assert not one.heed_delay(one.host(peer.name), 0.2)
+        first = asyncio.ensure_future(crawl(one, peer.candidates(5), peer))
+        await peer.first.wait()
+        await crawl(two, peer.candidates(5), peer)
+        await first
+    asked = peer.asked
+    assert len(asked) == 10
+    assert min(later - earlier for earlier, later in itertools.pairwise(asked)) > 0.15
+
+
+@in_loop
+async def test_slots_of_a_lost_child_are_free_after_its_lease(settings, monkeypatch) -> None:
+    """A child that was killed tells nothing: others wait for its lease and no longer."""
+    monkeypatch.setattr(rules, "LEASE_SECONDS", 1.5)
+    peer = Peer(good)
+    settings = settings.model_copy(update={"host_transfers": 2})
+    redis = open_redis(settings)
+    lost = Politeness(settings, redis, child="lost")
+    host = lost.host(peer.name)
+    host.waiting = 100
+    await lost._ask([host])
+    assert host.slots == 2
+    async with child(settings, "other") as other:
+        began = time.monotonic()
+        assert len(await crawl(other, peer.candidates(3), peer)) == 3
+        assert 1 < time.monotonic() - began < 4
+    await close_redis(redis)
+
+
+@in_loop
+async def test_without_redis_a_child_is_careful(settings, database_url) -> None:
+    """One at a time and four a second at each host; others of its hosts are not held up."""
+    away = read_settings(database_url=database_url, redis_url="redis://127.0.0.1:1")
+    peers = [Peer(good) for _ in range(3)]
+    async with child(away) as alone:
+        candidates = [
+            candidate for place, peer in enumerate(peers) for candidate in peer.candidates(4, 10 * place)
+        ]
+        began = time.monotonic()
+        assert len(await crawl(alone, candidates, *peers)) == 12
+        assert time.monotonic() - began < 4
+    for peer in peers:
+        assert peer.running_max == 1
+        assert min(later - earlier for earlier, later in itertools.pairwise(peer.asked)) > 0.2
+
+
+@in_loop
+async def test_a_request_costs_far_less_than_a_round_trip(settings) -> None:
+    """A thousand requests at one host and at a thousand hosts: a few dozen scripts."""
+    redis = open_redis(settings)
+
+    async def scripts() -> int:
+        stats = await redis.info("commandstats")
+        return sum(stats.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("evalsha", "eval"))
+
+    one = Peer(partial(good, seconds=0.001))
+    many = [Peer(partial(good, seconds=0.001)) for _ in range(1000)]
+    async with child(settings.model_copy(update={"host_transfers": 64})) as polite:
+        before = await scripts()
+        assert len(await crawl(polite, one.candidates(1000), one)) == 1000
+        lists = [candidate for place, peer in enumerate(many) for candidate in peer.candidates(1, place)]
+        assert len(await crawl(polite, lists, *many)) == 1000
+    calls = await scripts() - before
+    await close_redis(redis)
+    assert calls < 100
