@@ -48,14 +48,15 @@ STARTED_COLUMNS = f"""c.job_id, p.user_id, c.checkpoint, c.candidates,
     CAST(c.image_range->>'start' AS int) AS first, c.accepted + c.failed AS resolved, c.retry_count, j.store_url,
     {PAID} / j.unit_price - c.accepted AS covered"""
 START = text(f"""
-UPDATE job_chunks c SET status = 'processing', worker = :worker, queued_at = NULL, available_at = NULL,
+UPDATE job_chunks c SET status = 'processing', worker = :worker, queued_at = NULL,
     lease_until = now() + make_interval(secs => :lease_seconds)
 FROM crawl_jobs j JOIN projects p ON p.id = j.project_id
-WHERE c.id = :chunk_id AND c.attempt = :attempt AND c.status = 'pending' AND c.queued_at IS NOT NULL
+WHERE c.id = :chunk_id AND c.attempt = :attempt AND c.queued_at IS NOT NULL
     AND j.id = c.job_id AND j.status IN ('pending', 'running')
     AND j.paused_at IS NULL AND j.cancelled_at IS NULL
 RETURNING {STARTED_COLUMNS}
 """)
+"""Only a pending chunk is queued, by CHECK."""
 OWNED = text(f"""
 SELECT {STARTED_COLUMNS}
 FROM job_chunks c JOIN crawl_jobs j ON j.id = c.job_id JOIN projects p ON p.id = j.project_id
@@ -187,7 +188,7 @@ def _settle(session: Session, fence: Fence, outcomes: Sequence[Outcome], status:
 SETTLE_CHUNK = text("""
 UPDATE job_chunks SET status = :status, checkpoint = checkpoint + 1, accepted = accepted + :accepted,
     failed = failed + :failed, lease_until = NULL, worker = NULL,
-    retry_count = CASE WHEN :accepted + :failed > 0 OR :status = 'completed' THEN 0 ELSE retry_count END
+    retry_count = CASE WHEN :accepted + :failed > 0 THEN 0 ELSE retry_count END
 WHERE id = :chunk_id RETURNING accepted
 """)
 

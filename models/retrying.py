@@ -138,8 +138,9 @@ WITH matching AS MATERIALIZED (
     SELECT f.*, sum(f.size) OVER (ORDER BY f.position) AS so_far
     FROM unnest(CAST(:ids AS int[]), CAST(:firsts AS int[]), CAST(:lasts AS int[])) AS chunk (id, first, last)
         CROSS JOIN LATERAL (
-            SELECT f.position, f.chunk_id, f.reason, f.position_end - f.position + 1 AS size FROM failures f
-            WHERE f.job_id = :job_id AND f.position BETWEEN chunk.first AND chunk.last AND f.chunk_id = chunk.id
+            SELECT f.position, chunk.id AS chunk_id, f.reason, f.position_end - f.position + 1 AS size
+            FROM failures f
+            WHERE f.job_id = :job_id AND f.position BETWEEN chunk.first AND chunk.last
                 AND {MATCHING} AND f.at <= coalesce(CAST(:until AS timestamptz), 'infinity') OFFSET 0) AS f),
 taken AS MATERIALIZED (
     SELECT *, least(size, :wanted - so_far + size) AS number FROM matching WHERE so_far - size < :wanted),

@@ -53,6 +53,7 @@ from tests.support.crawling import (
     settle_run,
     start,
     start_next,
+    wait_for_blocked,
 )
 
 THIS_MONTH = "to_char(now() AT TIME ZONE 'utc', 'YYYY-MM')"
@@ -149,6 +150,22 @@ def test_a_settlement_without_images_charges_nothing(engine):
     check_money(engine, ACCOUNTS)
 
 
+def test_two_settlements_at_once_settle_a_hold_once(engine):
+    """The second waits for the first, finds the hold ended, and is refused as a whole."""
+    job = new_job(engine, balance=100)
+    wanted = hold_for(job)
+    assert take(engine, wanted)
+    with ThreadPoolExecutor(1) as thread:
+        with transaction(engine) as session:
+            assert settle(session, wanted.chunk_id, 4) == 4
+            second = thread.submit(finish, engine, wanted, 4)
+            wait_for_blocked(engine)
+        with pytest.raises(CreditError, match=f"hold of chunk {wanted.chunk_id}"):
+            second.result(10)
+    assert balance_of(engine, job) == 96
+    check_money(engine, ACCOUNTS)
+
+
 def test_a_chunk_has_one_open_hold(engine):
     """The database refuses a second hold while the first is open, and the balance stays."""
     job = new_job(engine, balance=100)
@@ -192,6 +209,19 @@ def test_twenty_holds_at_once_with_funds_for_ten(engine):
     with ThreadPoolExecutor(20) as threads:
         list(threads.map(lambda chunk: finish(engine, hold_for(job, chunk), 1), range(20)))
     assert balance_of(engine, job) == 99
+    check_money(engine, ACCOUNTS)
+
+
+def test_what_is_spendable_stays_so(engine):
+    """Until the transaction that asked ends, nobody else takes of it."""
+    job = new_job(engine, [15, 10], balance=15)
+    with ThreadPoolExecutor(1) as thread:
+        with transaction(engine) as session:
+            assert spendable(session, job.account_id) == (15, BlockedReason.OUT_OF_CREDITS)
+            other = thread.submit(take, engine, hold_for(job, 1))
+            wait_for_blocked(engine)
+            assert hold(session, hold_for(job, 0, candidates=15))
+        assert not other.result(10)
     check_money(engine, ACCOUNTS)
 
 

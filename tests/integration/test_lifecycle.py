@@ -27,6 +27,7 @@ from models.lifecycle import (
     hand_back_chunk,
     renew_lease,
     settle_chunk,
+    settle_short_chunk,
     start_chunk,
 )
 from models.outcomes import Outcome, Reason
@@ -137,6 +138,25 @@ def test_a_start_whose_commit_went_unseen_is_found_again(engine):
         assert ask(session, worker="another@test", again=True) is None
         assert ask(session, worker="worker@test", attempt=message.attempt + 1, again=True) is None
     check_books(engine)
+
+
+def test_a_worker_gets_no_more_than_its_open_hold_covers(engine):
+    """What was held before and given back covers nothing; nor does a hold that another service ended."""
+    job = new_job(engine, [3], balance=3)
+    queue_ready(engine)
+    with transaction(engine) as session:
+        assert pause_job(session, job.id)
+        assert drain_paused(session, job.id) == 1
+        assert resume_job(session, job.id)
+    change(engine, "UPDATE credit_accounts SET monthly_limit = 1")
+    chunk = start_next(engine)
+    assert (positions(chunk), chunk.unpaid) == ([0], 2)
+    write(engine, hand_back_chunk, chunk.fence, [accepted(0)])
+    [message] = queue_ready(engine)
+    change(engine, "UPDATE credit_transactions SET status = 'cancelled' WHERE status = 'pending'")
+    again = start(engine, message)
+    assert again is not None
+    assert (positions(again), again.unpaid) == ([], 2)
 
 
 def test_the_next_attempt_gets_only_what_has_no_outcome(engine):
@@ -355,6 +375,36 @@ def test_a_parked_chunk_waits_until_it_is_available(engine):
     assert positions(start_next(engine)) == [1, 2]
     assert balance_of(engine, job) == 997
     check_books(engine)
+
+
+@pytest.mark.parametrize("arrow", [checkpoint, settle_short_chunk, hand_back_chunk])
+def test_only_an_outcome_forgives_losses(engine, arrow):
+    """A write without any leaves the count of lost leases as it is."""
+    new_job(engine, [2])
+    fence = start_next(engine).fence
+    change(engine, "UPDATE job_chunks SET retry_count = 2")
+    assert write(engine, arrow, fence, []) is not None
+    assert read_chunk(engine, fence.chunk_id)["retry_count"] == 2
+
+
+def test_a_checkpoint_begins_the_lease_anew(engine):
+    """A worker that comes late, but before the rescue, keeps its chunk."""
+    new_job(engine, [2])
+    fence = start_next(engine).fence
+    expire_lease(engine, fence.chunk_id)
+    assert write(engine, checkpoint, fence, []) is not None
+    with transaction(engine) as session:
+        assert rescue_chunk(session, 5) is None
+
+
+def test_renewing_a_lease_waits_for_nobody(engine):
+    """Not even for a commit of the same worker: that renews the lease itself."""
+    new_job(engine, [2])
+    fence = start_next(engine).fence
+    with transaction(engine) as session, transaction(engine) as look:
+        assert checkpoint(session, fence, [accepted(0)]) is not None
+        look.execute(text("SET LOCAL lock_timeout = '100ms'"))
+        assert renew_lease(look, fence, 10 * LEASE_SECONDS).owned
 
 
 def test_lost_leases_in_a_row_fail_a_chunk(engine):

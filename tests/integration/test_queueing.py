@@ -16,9 +16,19 @@ from models.queueing import (
     claim_chunks,
     mark_dispatched,
     publish_again,
+    queue_chunks,
     queued_chunks,
 )
-from tests.support.crawling import NewJob, change, new_job, queue_ready, read_chunk, start
+from tests.support.crawling import (
+    NewJob,
+    change,
+    new_job,
+    queue_ready,
+    read_chunk,
+    refused,
+    settle_run,
+    start,
+)
 
 
 def claim(engine: Engine, limit: int = 100) -> list[int]:
@@ -167,6 +177,20 @@ def test_a_queued_chunk_has_a_new_attempt_and_its_task(engine):
     [second] = queue_ready(engine)
     assert second.attempt == 2
     assert read_chunk(engine, message.chunk_id)["task_id"] == f"chunk-{message.chunk_id}.2"
+
+
+def test_only_what_waits_is_queued(engine):
+    """A chunk that is queued already, one that a worker has and one that has ended stay as they are."""
+    job = new_job(engine, [1] * 4)
+    _queued, taken, ended = queue_ready(engine, 3)
+    assert start(engine, taken) is not None
+    chunk = start(engine, ended)
+    assert chunk is not None
+    assert settle_run(engine, chunk, [refused(2)]) is not None
+    before = [read_chunk(engine, chunk_id) for chunk_id in job.chunk_ids[:3]]
+    with transaction(engine) as session:
+        assert [message.chunk_id for message in queue_chunks(session, job.chunk_ids)] == job.chunk_ids[3:]
+    assert [read_chunk(engine, chunk_id) for chunk_id in job.chunk_ids[:3]] == before
 
 
 @pytest.mark.parametrize(("queued_seconds", "again"), [(4, False), (6, True)])

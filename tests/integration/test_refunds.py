@@ -182,6 +182,15 @@ def test_a_reference_belongs_to_one_account_and_amount(engine, job):
     check_books(engine)
 
 
+def test_a_reference_belongs_to_its_kind(engine, job):
+    """A refund may have the reference of the purchase that it is for; each is made once all the same."""
+    buy(engine, job, 100, "charge-1")
+    assert not give_back(engine, job.id, 4, "charge-1").added.repeated
+    assert buy(engine, job, 100, "charge-1").repeated
+    assert give_back(engine, job.id, 4, "charge-1").added.repeated
+    assert balance_of(engine, job) == 104
+
+
 def test_nobody_can_buy_without_an_account(engine):
     """The sentence says so."""
     with transaction(engine) as session, pytest.raises(CreditError, match="has no credit account"):

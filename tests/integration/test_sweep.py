@@ -18,7 +18,7 @@ from models import sweeping
 from models.database import transaction
 from models.lifecycle import checkpoint_chunk, settle_chunk
 from models.settings import Settings, read_settings
-from models.sweeping import kept_ended, overdue_sweeps
+from models.sweeping import has_ended, kept_ended, overdue_sweeps
 from scheduler.sweep import Sweeper
 from tests.support.crawling import (
     LEASE_SECONDS,
@@ -191,6 +191,17 @@ def test_nothing_is_swept_while_a_worker_may_still_commit(engine, settings, stor
     with transaction(engine) as session:
         outcomes = [accepted(0, "put, and soon committed")]
         assert checkpoint_chunk(session, chunks[ended_by_others.id].fence, outcomes, LEASE_SECONDS)
+
+
+def test_objects_of_a_job_that_is_being_deleted_are_left_to_its_deletion(engine, settings, job, path):
+    """Also when that begins in the middle of a sweep: its report counts them."""
+    before = contents(path, job.id)
+    change(engine, "UPDATE crawl_jobs SET deleting_at = now()")
+    with transaction(engine) as session:
+        assert not has_ended(session, job.id)
+    Sweeper(settings).sweep()
+    assert contents(path, job.id) == before
+    assert read_job(engine, job.id)["swept_at"] is None
 
 
 def test_a_folder_of_the_users_choice_is_left_alone(engine, settings, job, store, path, tmp_path):
