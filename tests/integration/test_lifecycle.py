@@ -13,6 +13,7 @@ from sqlalchemy import Engine, NullPool, create_engine, event, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from models import ending
 from models.credits import CreditError
 from models.database import transaction
 from models.ending import drain_cancelled, drain_paused, rescue_chunk
@@ -31,6 +32,7 @@ from models.lifecycle import (
     start_chunk,
 )
 from models.outcomes import Outcome, Reason
+from models.queueing import publish_again
 from models.recording import Tally
 from tests.support.crawling import (
     LEASE_SECONDS,
@@ -446,6 +448,16 @@ def test_a_chunk_whose_candidates_all_have_outcomes_counts_no_empty_reason(engin
     check_books(engine)
 
 
+def test_a_chunk_without_candidates_ends_without_a_failure(engine):
+    """As another service may have made it."""
+    job = new_job(engine, [0])
+    with transaction(engine) as session:
+        assert cancel_job(session, job.id)
+        assert drain_cancelled(session, job.id) == 1
+    assert query(engine, "SELECT FROM failures") == []
+    check_books(engine)
+
+
 def test_cancelling_drains_what_no_worker_has(engine):
     """Waiting and queued chunks end as cancelled, in batches, and what was held for them comes back."""
     job = new_job(engine, [3, 3, 3, 3], unit_price=2)
@@ -467,6 +479,18 @@ def test_cancelling_drains_what_no_worker_has(engine):
     row = read_job(engine, job.id)
     assert (row["completed_chunks"], row["failures"]) == (4, {"cancelled": 11})
     assert balance_of(engine, job) == 1000 - 2
+    check_books(engine)
+
+
+def test_chunks_with_outcomes_are_drained_a_few_at_a_time(engine, monkeypatch):
+    """Each of their candidates gets a row of its own, and a batch has a bounded number of those."""
+    job = new_job(engine, [3] * 3)
+    for chunk in [start_next(engine) for _ in range(3)]:
+        write(engine, hand_back_chunk, chunk.fence, [refused(positions(chunk)[0])])
+    monkeypatch.setattr(ending, "UNRESOLVED_MAX", 3)
+    with transaction(engine) as session:
+        assert cancel_job(session, job.id)
+        assert [drain_cancelled(session, job.id) for _ in range(4)] == [1, 1, 1, 0]
     check_books(engine)
 
 
@@ -508,6 +532,34 @@ def test_a_paused_job_holds_nothing_for_what_came_back(engine):
         assert resume_job(session, job.id)
     assert [positions(start_next(engine)) for _ in range(2)] == [[1, 2], [6, 7, 8]]
     check_books(engine)
+
+
+def rescue(session: Session, _job_id: int) -> int:
+    """How many chunks are rescued."""
+    return sum(rescue_chunk(session, 5) is not None for _ in range(2))
+
+
+def publish(session: Session, _job_id: int) -> int:
+    """How many messages are sent again."""
+    return len(publish_again(session, -1))
+
+
+@pytest.mark.parametrize("arrow", [rescue, publish, drain_cancelled, drain_paused])
+def test_a_chunk_that_another_process_has_locked_is_passed_over(engine, arrow):
+    """The scheduler takes the other one, and waits for nobody."""
+    job = new_job(engine, [1, 1])
+    first, second = queue_ready(engine)
+    if arrow is rescue:
+        for message in (first, second):
+            assert start(engine, message) is not None
+            expire_lease(engine, message.chunk_id)
+    elif arrow is not publish:
+        with transaction(engine) as session:
+            assert (cancel_job if arrow is drain_cancelled else pause_job)(session, job.id)
+    with transaction(engine) as other, transaction(engine) as session:
+        other.execute(text("SELECT FROM job_chunks WHERE id = :id FOR UPDATE"), {"id": first.chunk_id})
+        session.execute(text("SET LOCAL lock_timeout = '100ms'"))
+        assert arrow(session, job.id) == 1
 
 
 def test_concurrent_writers_count_exactly(engine):

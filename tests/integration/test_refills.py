@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from models.audit import differences
+from models.closing import close_account
 from models.credits import CREDITS_MAX, CreditError, grant
 from models.database import transaction
 from models.job_lifecycle import block_job, unblock_jobs
@@ -42,6 +43,7 @@ from tests.support.crawling import (
     query,
     read_job,
     start_next,
+    wait_for_blocked,
 )
 from tests.support.payment_service import SECRET, PaymentService
 from tests.support.processes import Command, environment, until
@@ -114,10 +116,12 @@ def test_a_refill_counts_when_it_is_paid(engine, job):
     refill_id = open_one(engine)
     assert (balance_of(engine, job), query(engine, ROWS)) == (50, [("pending", 200, 50, False)])
     check_books(engine)
+    change(engine, "UPDATE credit_accounts SET refill_declines = 3, refill_after = now()")
     with ThreadPoolExecutor(5) as threads:
         assert list(threads.map(lambda _: complete(engine, refill_id), range(5))).count(True) == 1
     assert (balance_of(engine, job), query(engine, ROWS)) == (250, [("completed", 200, 250, True)])
     assert not decline(engine, refill_id)
+    assert query(engine, "SELECT refill_declines, refill_after FROM credit_accounts") == [(0, None)]
     assert told(engine) == ["Credits refilled"]
     assert query(engine, "SELECT metadata->>'payment' FROM credit_transactions WHERE refill") == [("pay-1",)]
     check_books(engine)
@@ -148,17 +152,27 @@ def test_held_credits_count_as_spent(engine, job):
 
 
 def test_a_job_that_waits_for_credits_wants_a_refill(engine, job):
-    """A job whose images cost more than the threshold would wait for ever. A paused one does not wait, nor one that
-    the balance covers again and that is not unblocked yet.
+    """A job whose images cost more than the threshold would wait for ever. One that the balance covers again and
+    that is not unblocked yet does not wait, nor one that is paused, cancelled or ended, or waits for the month.
     """
     change(engine, "UPDATE credit_accounts SET refill_threshold = 1")
     with transaction(engine) as session:
         block_job(session, job.id, BlockedReason.OUT_OF_CREDITS)
-    change(engine, "UPDATE crawl_jobs SET paused_at = now()")
-    assert open_one(engine) is None
-    change(engine, "UPDATE crawl_jobs SET paused_at = NULL")
     assert open_one(engine) is None
     change(engine, "UPDATE crawl_jobs SET unit_price = 51")
+    for state in (
+        "paused_at = now()",
+        "cancelled_at = now()",
+        "status = 'failed', completed_at = now()",
+        "blocked_reason = 'monthly_limit'",
+    ):
+        change(engine, f"UPDATE crawl_jobs SET {state}")
+        assert open_one(engine) is None
+        change(
+            engine,
+            """UPDATE crawl_jobs SET paused_at = NULL, cancelled_at = NULL, status = 'running', completed_at = NULL,
+                blocked_reason = 'out_of_credits'""",
+        )
     assert open_one(engine) is not None
 
 
@@ -172,6 +186,30 @@ def test_one_at_a_time_for_each_account(engine, job):
     complete(engine, opened[0])
     change(engine, "UPDATE credit_accounts SET refill_threshold = 1000")
     assert open_one(engine) is not None
+
+
+def test_a_refill_that_another_service_opens_meanwhile(engine, job):
+    """It is the one; nothing fails."""
+    opened = """INSERT INTO credit_transactions (account_id, user_id, type, amount, balance_after, status, refill)
+        SELECT id, user_id, 'purchase', 200, 50, 'pending', true FROM credit_accounts"""
+    with ThreadPoolExecutor(1) as thread:
+        with transaction(engine) as session:
+            session.execute(text(opened))
+            second = thread.submit(open_one, engine)
+            wait_for_blocked(engine)
+        assert second.result(10) is None
+
+
+def test_an_account_whose_refill_is_pending_stands_in_nobodys_way(engine, job):
+    """However few are opened at a time, the next look opens that of the next account."""
+    other = new_job(engine, balance=1)
+    with transaction(engine) as session:
+        assert configure_refill(session, other.user_id, enabled=True)
+    for _ in range(2):
+        with transaction(engine) as session:
+            assert len(open_refills(session, 3, limit=1)) == 1
+    with transaction(engine) as session:
+        assert {each.user_id for each in pending_refills(session)} == {job.user_id, other.user_id}
 
 
 def test_a_day_has_so_many_refills(engine, job):
@@ -230,6 +268,56 @@ def test_an_operator_may_answer(engine, job):
         assert not give_up_refill(session, refill_id)
     assert query(engine, ROWS) == [("cancelled", 200, 50, True)]
     assert open_one(engine) is not None
+
+
+def give_up(engine: Engine, refill_id: Any) -> bool:
+    """Commit an answer."""
+    with transaction(engine) as session:
+        return give_up_refill(session, refill_id)
+
+
+ANSWERS = [complete, decline, give_up]
+
+
+@pytest.mark.parametrize("ended", ANSWERS)
+def test_only_a_pending_refill_is_answered(engine, job, ended):
+    """An answer to a refill that has ended, or to a hold, changes nothing."""
+    start_next(engine)
+    [(hold_id,)] = query(engine, "SELECT id FROM credit_transactions WHERE status = 'pending'")
+    refill_id = open_one(engine)
+    assert ended(engine, refill_id)
+    before = (
+        query(engine, "SELECT * FROM credit_transactions"),
+        query(engine, "SELECT * FROM credit_accounts"),
+    )
+    for answer in ANSWERS:
+        assert not answer(engine, refill_id)
+        assert not answer(engine, hold_id)
+    after = query(engine, "SELECT * FROM credit_transactions"), query(engine, "SELECT * FROM credit_accounts")
+    assert after == before
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_an_answer_beside_another_line_of_the_ledger(engine, job, answer):
+    """It waits for that one, and its balance is the one after it."""
+    refill_id = open_one(engine)
+    with ThreadPoolExecutor(1) as thread:
+        with transaction(engine) as session:
+            grant(session, job.user_id, 7, description="Meanwhile")
+            answered = thread.submit(answer, engine, refill_id)
+            wait_for_blocked(engine)
+        assert answered.result(10)
+    [(_, _, balance, _)] = query(engine, ROWS)
+    assert balance == balance_of(engine, job)
+    check_books(engine)
+
+
+def test_an_account_that_closes_meanwhile_buys_nothing(engine, job):
+    """It is passed over without waiting: what it bought would vanish with it."""
+    change(engine, "UPDATE crawl_jobs SET cancelled_at = now()")
+    with transaction(engine) as session:
+        assert close_account(session, job.user_id)
+        assert open_one(engine) is None
 
 
 # ------------------------------------------------------------------------------------------------ the scheduler

@@ -24,6 +24,7 @@ from tests.support.crawling import (
     query,
     read_job,
     start_next,
+    wait_for_blocked,
 )
 
 
@@ -106,6 +107,13 @@ def test_a_refund_with_a_reference_is_made_once(engine, job):
     with pytest.raises(CreditError, match="ticket 7 belongs to another refund, of 4 credits"):
         give_back(engine, job.id, 5, "ticket 7")
     assert balance_of(engine, job) == 4
+    other = new_job(engine, [4], owner=job)
+    chunk = start_next(engine)
+    with transaction(engine) as session:
+        settle_chunk(session, chunk.fence, [accepted(each.position) for each in chunk.candidates])
+    with pytest.raises(CreditError, match="ticket 7 belongs to another refund, of 4 credits"):
+        give_back(engine, other.id, 4, "ticket 7")
+    assert balance_of(engine, job) == 0
 
 
 def test_a_deleted_job_can_be_refunded(engine, job):
@@ -179,6 +187,19 @@ def test_a_reference_belongs_to_one_account_and_amount(engine, job):
 
     with ThreadPoolExecutor(10) as threads:
         assert list(threads.map(attempt, [job, other] * 5)).count(True) == 1
+    check_books(engine)
+
+
+def test_a_reference_that_another_account_takes_meanwhile(engine, job):
+    """Whoever waited for it is told whose it is."""
+    other = new_job(engine, [1])
+    with ThreadPoolExecutor(1) as thread:
+        with transaction(engine) as session:
+            add_credits(session, job.user_id, 9, TransactionType.PURCHASE, "Card", "charge-1")
+            second = thread.submit(buy, engine, other, 9, "charge-1")
+            wait_for_blocked(engine)
+        with pytest.raises(CreditError, match="of 9 credits of another user"):
+            second.result(10)
     check_books(engine)
 
 

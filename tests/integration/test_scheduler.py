@@ -22,6 +22,7 @@ from models.database import transaction
 from models.job_lifecycle import (
     JobRequest,
     cancel_job,
+    close_job,
     create_job,
     pause_job,
     refresh_task_ids,
@@ -33,7 +34,7 @@ from models.outcomes import Outcome
 from models.prioritizing import change_priority
 from models.queueing import Message
 from models.settings import Settings, read_settings
-from models.splitting import NewChunk, advance_source, splittable_jobs
+from models.splitting import NewChunk, abandon_source, advance_source, satisfy_source, splittable_jobs
 from scheduler import dispatch as dispatching
 from scheduler.dispatch import bring_along, dispatch
 from scheduler.leader import IDLE_SECONDS_MAX, Leader, leadership
@@ -445,6 +446,24 @@ def test_a_step_of_a_job_that_was_stopped_meanwhile_is_not_written(engine, stop)
         step = [NewChunk(0, 0, candidates(0, 5))]
         assert not advance_source(session, wanting, {}, SourceState.EXHAUSTED, step)
     assert read_job(engine, job.id)["total_chunks"] == 0
+
+
+ENDING = {
+    close_job: "source_state = 'exhausted'",
+    satisfy_source: "max_images = 1, valid_images = 1, total_images = 1, source_position = 1",
+    abandon_source: "cancelled_at = now()",
+}
+
+
+@pytest.mark.parametrize("arrow", ENDING)
+def test_a_job_that_another_process_has_locked_is_passed_over(engine, arrow):
+    """The scheduler takes the other one, and waits for nobody."""
+    first, second = (new_job(engine, [], source_state=SourceState.OPEN) for _ in range(2))
+    change(engine, f"UPDATE crawl_jobs SET {ENDING[arrow]}")
+    with transaction(engine) as other, transaction(engine) as session:
+        other.execute(text("SELECT FROM crawl_jobs WHERE id = :id FOR UPDATE"), {"id": first.id})
+        session.execute(text("SET LOCAL lock_timeout = '100ms'"))
+        assert [arrow(session), arrow(session)] == [second.id, None]
 
 
 def test_failures_are_topped_up_until_max_images_are_accepted(engine, leader, store):
