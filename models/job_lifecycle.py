@@ -174,10 +174,10 @@ SELECT j.id, j.cancelled_at IS NOT NULL FROM crawl_jobs j
 WHERE j.status IN ('pending', 'running') AND j.source_kind IS NOT NULL AND (
     (j.cancelled_at IS NOT NULL
         AND EXISTS (SELECT FROM job_chunks c WHERE c.job_id = j.id AND c.status = 'pending'))
-    OR (j.cancelled_at IS NULL AND j.paused_at IS NOT NULL AND j.id IN (
+    OR (j.paused_at IS NOT NULL AND j.id IN (
         SELECT c.job_id FROM credit_transactions t JOIN job_chunks c ON c.id = t.chunk_id
         WHERE t.type = 'usage' AND t.status = 'pending' AND c.status = 'pending'))
-    OR (j.cancelled_at IS NULL AND j.blocked_reason IS NOT NULL AND j.id IN (
+    OR (j.blocked_reason IS NOT NULL AND j.id IN (
         SELECT c.job_id FROM credit_transactions t JOIN job_chunks c ON c.id = t.chunk_id
         WHERE t.type = 'usage' AND t.status = 'pending' AND c.status = 'pending' AND c.queued_at IS NULL)))
 ORDER BY j.id

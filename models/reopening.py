@@ -29,13 +29,12 @@ class RetryableJob:
     unit_price: int
     wanted: int
     failures: Mapping[str, int]
-    source_step: int
     input: str | None
 
 
 JOB = text("""
 SELECT j.priority, j.unit_price,
-    greatest(0, j.max_images - j.source_position + j.failed_images) AS wanted, j.failures, j.source_step,
+    greatest(0, j.max_images - j.source_position + j.failed_images) AS wanted, j.failures,
     j.source->>'object' AS input, j.source_kind, p.user_id,
     j.completed_at IS NULL AND j.cancelled_at IS NOT NULL AS stopping, j.deleting_at IS NOT NULL AS deleting
 FROM crawl_jobs j JOIN projects p ON p.id = j.project_id WHERE j.id = :job_id FOR NO KEY UPDATE OF j
@@ -58,7 +57,7 @@ def lock_job(session: Session, job_id: int) -> RetryableJob:
         raise RetryError(f"Job {job_id} is being cancelled: try again once `pixtrawl watch {job_id}` ends.")
     if being_closed(session, row.user_id):
         raise RetryError(f"Job {job_id} belongs to a user who is being deleted.")
-    return RetryableJob(job_id, *row[:6])
+    return RetryableJob(job_id, *row[:5])
 
 
 REOPEN_JOB = text("""
@@ -107,7 +106,7 @@ WHERE f.job_id = :job_id AND f.position = (SELECT max(position) FROM failures WH
 """)
 REWIND = text("""
 UPDATE crawl_jobs SET source_position = :position, source_state = 'splitting', source_step = source_step + 1
-WHERE id = :job_id AND source_step = :step RETURNING id
+WHERE id = :job_id
 """)
 DELETE_RANGE = text("DELETE FROM failures WHERE job_id = :job_id AND position = :position")
 
@@ -125,9 +124,10 @@ def rewind_source(session: Session, job: RetryableJob) -> int:
     if job.input is None:
         return 0
     left = never_handed_out(session, job.id)
-    parameters = {"job_id": job.id, "position": left.start, "step": job.source_step}
-    if not left or session.execute(REWIND, parameters).first() is None:
+    if not left:
         return 0
+    parameters = {"job_id": job.id, "position": left.start}
+    session.execute(REWIND, parameters)
     session.execute(DELETE_RANGE, parameters)
     reopen_job(session, job.id, Counter({Reason.CANCELLED.value: len(left)}))
     return len(left)

@@ -262,6 +262,38 @@ def test_an_input_that_is_swept_before_the_source_is_rewound(engine, tmp_path):
     check_books(engine)
 
 
+def test_two_retries_at_once_rewind_a_source_once(engine, tmp_path):
+    """The second waits for the first, and finds nothing that was not handed out."""
+    job = cancelled_job(engine, tmp_path.as_uri(), 50)
+
+    def rewind() -> int:
+        with transaction(engine) as session:
+            return rewind_source(session, lock_job(session, job.id))
+
+    with ThreadPoolExecutor(1) as thread:
+        with transaction(engine) as session:
+            assert rewind_source(session, lock_job(session, job.id)) == 43
+            second = thread.submit(rewind)
+            wait_for_blocked(engine)
+        assert second.result(10) == 0
+    assert (read_job(engine, job.id)["source_step"], read_job(engine, job.id)["source_position"]) == (2, 7)
+    check_books(engine)
+
+
+def test_a_parked_chunk_of_a_cancelled_job_is_ready_when_it_is_tried_again(engine):
+    """What it waited for is forgotten with its end."""
+    job = new_job(engine, [2])
+    chunk = start_next(engine)
+    with transaction(engine) as session:
+        hand_back_chunk(session, chunk.fence, [], available_in_seconds=60)
+        cancel_job(session, job.id)
+    with transaction(engine) as session:
+        assert drain_cancelled(session, job.id) == 1
+    assert close(engine) == job.id
+    assert again(engine, job).reasons == {"cancelled": 2}
+    assert positions(engine) == [0, 1]
+
+
 def test_no_more_come_back_than_max_images_allows(engine):
     """Accepted and unresolved candidates together never exceed it; of a range the rest stays."""
     job = new_job(engine, [4, 6], max_images=10)
