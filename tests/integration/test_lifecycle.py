@@ -32,6 +32,7 @@ from models.lifecycle import (
     start_chunk,
 )
 from models.outcomes import Outcome, Reason
+from models.prioritizing import change_priority
 from models.queueing import publish_again
 from models.recording import Tally
 from tests.support.crawling import (
@@ -127,6 +128,31 @@ def test_a_stopped_job_starts_no_chunk(engine, stop):
     assert read_chunk(engine, message.chunk_id)["status"] == "pending"
 
 
+def urgent(session: Session, job_id: int) -> bool:
+    """change_priority to the highest."""
+    return change_priority(session, job_id, 10)
+
+
+@pytest.mark.parametrize("paused_at", ["NULL", "now()"])
+@pytest.mark.parametrize("state", ["status = 'completed', completed_at = now()", "cancelled_at = now()"])
+def test_a_job_that_has_ended_or_is_cancelled_is_not_changed(engine, state, paused_at):
+    """It is neither cancelled nor paused, resumed or made more urgent."""
+    job = new_job(engine)
+    change(engine, f"UPDATE crawl_jobs SET {state}, paused_at = {paused_at}")
+    before = read_job(engine, job.id)
+    with transaction(engine) as session:
+        assert not any(arrow(session, job.id) for arrow in (cancel_job, pause_job, resume_job, urgent))
+    assert read_job(engine, job.id) == before
+
+
+def test_a_job_is_paused_and_resumed_once(engine):
+    """Only a running job is paused, and only a paused one resumed."""
+    job = new_job(engine)
+    with transaction(engine) as session:
+        arrows = (resume_job, pause_job, pause_job, resume_job, resume_job)
+        assert [arrow(session, job.id) for arrow in arrows] == [False, True, False, True, False]
+
+
 def test_a_start_whose_commit_went_unseen_is_found_again(engine):
     """Asked again, the worker that already owns the attempt has started it; another worker has not."""
     new_job(engine, [4])
@@ -162,7 +188,10 @@ def test_a_worker_gets_no_more_than_its_open_hold_covers(engine):
 
 
 def test_the_next_attempt_gets_only_what_has_no_outcome(engine):
-    """Images, single failures and ranges of failures of earlier attempts are left out."""
+    """Images, single failures and ranges of failures of earlier attempts are left out; other jobs' say nothing."""
+    new_job(engine, [9], priority=9)
+    outcomes = [*map(accepted, range(5)), *map(refused, range(5, 9))]
+    assert write(engine, settle_chunk, start_next(engine).fence, outcomes) is not None
     new_job(engine, [3, 9])
     first = start_next(engine)
     write(engine, settle_chunk, first.fence, [refused(place) for place in range(3)])
@@ -209,8 +238,12 @@ def test_the_same_bytes_are_one_image_of_a_job(engine):
     job = new_job(engine, [3, 2])
     first, second = start_next(engine), start_next(engine)
     write(engine, settle_chunk, first.fence, [accepted(2, "a"), accepted(1, "b"), accepted(0, "a")])
+    other = new_job(engine, [1])
+    write(engine, settle_chunk, start_next(engine).fence, [accepted(0, "b")])
     write(engine, settle_chunk, second.fence, [accepted(3, "b"), accepted(4, "c")])
-    assert query(engine, "SELECT position FROM images ORDER BY 1") == [(0,), (1,), (4,)]
+    images = "SELECT position FROM images WHERE crawl_job_id = :id ORDER BY 1"
+    assert query(engine, images, id=job.id) == [(0,), (1,), (4,)]
+    assert query(engine, images, id=other.id) == [(0,)]
     failures = query(engine, "SELECT position, reason, detail FROM failures ORDER BY 1")
     assert failures == [
         (2, "duplicate", "the same bytes as candidate 0"),

@@ -21,6 +21,7 @@ from models.credits import grant
 from models.database import transaction
 from models.job_lifecycle import (
     JobRequest,
+    block_job,
     cancel_job,
     close_job,
     create_job,
@@ -28,7 +29,7 @@ from models.job_lifecycle import (
     refresh_task_ids,
     unblock_jobs,
 )
-from models.jobs import SourceKind, SourceState
+from models.jobs import BlockedReason, SourceKind, SourceState
 from models.lifecycle import checkpoint_chunk, hand_back_chunk, renew_lease, settle_chunk
 from models.outcomes import Outcome
 from models.prioritizing import change_priority
@@ -252,6 +253,19 @@ def test_a_job_without_credits_is_blocked_once_and_goes_on_after_a_grant(engine,
     check_books(engine)
 
 
+def test_a_job_is_blocked_for_its_first_reason_until_it_goes_on(engine):
+    """One that is blocked already is not blocked again, and one that has ended does not go on."""
+    job = new_job(engine, [4])
+    with transaction(engine) as session:
+        assert block_job(session, job.id, BlockedReason.MONTHLY_LIMIT)
+        assert not block_job(session, job.id, BlockedReason.OUT_OF_CREDITS)
+    assert read_job(engine, job.id)["blocked_reason"] == "monthly_limit"
+    assert told(engine, "billing") == ["Monthly limit reached"]
+    change(engine, "UPDATE crawl_jobs SET status = 'failed', completed_at = now()")
+    with transaction(engine) as session:
+        assert unblock_jobs(session) == []
+
+
 def test_a_blocked_job_does_not_wait_for_its_own_credits(engine, leader):
     """A chunk that came back to a blocked job gives up its hold, which then pays for what is next; what is queued
     keeps its own.
@@ -448,6 +462,30 @@ def test_a_step_of_a_job_that_was_stopped_meanwhile_is_not_written(engine, stop)
     assert read_job(engine, job.id)["total_chunks"] == 0
 
 
+@pytest.mark.parametrize(
+    "stop", ["cancelled_at = now()", "status = 'cancelled', completed_at = now()", "paused_at = now()"]
+)
+def test_a_stopped_job_wants_no_candidates(engine, stop):
+    """Its source is not read while it is paused, nor once it is cancelled or was ended by another service."""
+    new_job(engine, [], max_images=5, source_state=SourceState.OPEN)
+    change(engine, f"UPDATE crawl_jobs SET {stop}")
+    with transaction(engine) as session:
+        assert splittable_jobs(session) == []
+
+
+@pytest.mark.parametrize("source_state", [SourceState.SPLITTING, SourceState.OPEN])
+def test_the_source_of_a_job_that_another_service_ended_is_left(engine, source_state):
+    """Candidates that were not handed out get no outcome behind its back."""
+    met = {"max_images": 1, "valid_images": 1, "total_images": 9, "source_position": 1}
+    new_job(engine, [], source_state=source_state)
+    columns = ", ".join(f"{name} = {value}" for name, value in met.items())
+    change(engine, f"UPDATE crawl_jobs SET status = 'cancelled', completed_at = now(), {columns}")
+    for cancelled_at in ("NULL", "now()"):
+        change(engine, f"UPDATE crawl_jobs SET cancelled_at = {cancelled_at}")
+        with transaction(engine) as session:
+            assert (satisfy_source(session), abandon_source(session)) == (None, None)
+
+
 ENDING = {
     close_job: "source_state = 'exhausted'",
     satisfy_source: "max_images = 1, valid_images = 1, total_images = 1, source_position = 1",
@@ -585,10 +623,18 @@ def test_a_job_ends_once_and_its_owner_is_told(engine, leader):
     finish(engine, first)
     assert close_jobs(leader) == 0
     finish(engine, second, refused)
+    change(engine, "UPDATE crawl_jobs SET paused_at = now(), blocked_reason = 'monthly_limit'")
+    change(engine, """UPDATE crawl_jobs SET reprioritized_at = now(), task_ids = '["chunk-1.1"]'""")
     assert close_jobs(leader) == 1
     assert close_jobs(leader) == 0
     row = read_job(engine, job.id)
     assert (row["status"], row["progress"]) == ("completed", 100)
+    assert (row["paused_at"], row["blocked_reason"], row["reprioritized_at"], row["task_ids"]) == (
+        None,
+        None,
+        None,
+        [],
+    )
     assert query(engine, "SELECT type, message FROM notifications") == [
         ("success", "2 images accepted for 2 credits, 2 candidates without an image.")
     ]
@@ -756,16 +802,26 @@ def test_lost_messages_do_not_pile_up(engine, leader):
 
 
 def test_only_jobs_with_something_to_drain_are_stopped(engine, leader):
-    """A paused job is looked at while it holds credits, a cancelled one while a chunk waits."""
-    paused, cancelled = new_job(engine, [2]), new_job(engine, [2])
-    [_, message] = queue_ready(engine)
+    """A paused job is looked at while it holds credits for a chunk without a worker, a cancelled one while a chunk
+    waits; one that another service ended never.
+    """
+    running, paused, cancelled, ended = (new_job(engine, [2]) for _ in range(4))
+    [first, _, message, _] = queue_ready(engine)
+    assert start(engine, first) is not None
+    change(
+        engine,
+        "UPDATE crawl_jobs SET status = 'cancelled', cancelled_at = now(), completed_at = now() WHERE id = :id",
+        id=ended.id,
+    )
     with transaction(engine) as session:
+        pause_job(session, running.id)
         pause_job(session, paused.id)
         cancel_job(session, cancelled.id)
     assert find_stopped(leader) == [(paused.id, False), (cancelled.id, True)]
     assert start(engine, message) is None
     drain_stopped(Stages(leader))
     assert find_stopped(leader) == []
+    change(engine, "DELETE FROM crawl_jobs WHERE id = :id", id=ended.id)
     check_books(engine)
 
 
