@@ -335,6 +335,28 @@ def test_a_change_in_the_middle_of_a_batch_is_not_forgotten(engine):
     assert query(engine, "SELECT priority FROM job_chunks") == [(7,)]
 
 
+@pytest.mark.parametrize("state", ["status = 'failed', completed_at = now()", "cancelled_at = now()"])
+def test_a_job_that_goes_on_no_more_brings_nothing_along(engine, state):
+    """Its chunks keep the priority that they have."""
+    job = new_job(engine, [1], priority=3)
+    with transaction(engine) as session:
+        assert change_priority(session, job.id, 9)
+    change(engine, f"UPDATE crawl_jobs SET {state}")
+    assert brought_along(engine, 5) == 0
+    assert query(engine, "SELECT priority FROM job_chunks") == [(3,)]
+
+
+def test_chunks_of_another_services_job_are_left_to_it(engine):
+    """Its job has the new priority, and that is all."""
+    job = new_job(engine, [1], priority=3, source_kind=None)
+    with transaction(engine) as session:
+        assert change_priority(session, job.id, 9)
+    assert brought_along(engine, 5) == 0
+    row = read_job(engine, job.id)
+    assert (row["priority"], row["reprioritized_at"]) == (9, None)
+    assert query(engine, "SELECT priority FROM job_chunks") == [(3,)]
+
+
 def test_what_is_split_after_a_change_has_the_new_priority(engine):
     """Whatever the splitter read before."""
     job = new_job(engine, [], priority=3, source_state="splitting", max_images=9)

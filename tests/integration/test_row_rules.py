@@ -133,7 +133,12 @@ def test_an_ended_transaction_never_changes(
         "UPDATE credit_transactions SET held = 20, status = 'completed' WHERE status = 'pending'",
         "UPDATE credit_transactions SET unit_price = 2 WHERE status = 'pending'",
         "UPDATE credit_transactions SET chunk_id = chunk_id + 1 WHERE status = 'pending'",
+        "UPDATE credit_transactions SET id = gen_random_uuid() WHERE status = 'pending'",
+        "UPDATE credit_transactions SET account_id = gen_random_uuid() WHERE status = 'pending'",
         "UPDATE credit_transactions SET user_id = gen_random_uuid() WHERE status = 'pending'",
+        "UPDATE credit_transactions SET job_id = job_id + 1 WHERE status = 'pending'",
+        "UPDATE credit_transactions SET period = '2001-01' WHERE status = 'pending'",
+        "UPDATE credit_transactions SET created_at = created_at - interval '1 day' WHERE status = 'pending'",
         "UPDATE credit_transactions SET type = 'bonus' WHERE status = 'pending'",
         "TRUNCATE credit_transactions",
         "TRUNCATE profiles CASCADE",
@@ -202,6 +207,15 @@ def test_the_flag_ends_with_its_transaction(engine: Engine, user: Profile) -> No
             connection.execute(DELETE_LEDGER)
 
 
+def test_only_reopening_a_job_that_is_being_deleted_is_refused(psql: Connection) -> None:
+    """Whatever else somebody makes of its status passes."""
+    psql.execute(text("UPDATE crawl_jobs SET deleting_at = now(), completed_at = NULL"))
+    for status in ("failed", "cancelled"):
+        psql.execute(text(f"UPDATE crawl_jobs SET status = '{status}', completed_at = now()"))
+    with pytest.raises(IntegrityError, match=r"job \d+ is being deleted"):
+        psql.execute(text("UPDATE crawl_jobs SET status = 'running', completed_at = NULL"))
+
+
 USAGE = "INSERT INTO usage_metrics (user_id, metric_date, {}) SELECT id, '2026-01-01', {} FROM profiles"
 READ_USAGE = text(
     "SELECT storage_used_bytes, storage_used_gb, bandwidth_used_bytes, bandwidth_used_gb FROM usage_metrics"
@@ -225,8 +239,11 @@ def test_a_writer_of_gb_is_heard(psql: Connection) -> None:
     psql.execute(text("UPDATE usage_metrics SET storage_used_bytes = storage_used_bytes + 7"))
     psql.execute(text("UPDATE usage_metrics SET storage_used_gb = storage_used_gb + 0.75"))
     assert tuple(map(float, psql.execute(READ_USAGE).one()))[:2] == (2_000_000_007, 2)
-    psql.execute(text("UPDATE usage_metrics SET bandwidth_used_gb = 0"))
-    assert tuple(map(float, psql.execute(READ_USAGE).one()))[2:] == (0, 0)
+    for kind, figures in (("storage", slice(2)), ("bandwidth", slice(2, 4))):
+        # Five million bytes are 0.01 GB, rounded: more is taken back than there is.
+        psql.execute(text(f"UPDATE usage_metrics SET {kind}_used_bytes = 5000000"))
+        psql.execute(text(f"UPDATE usage_metrics SET {kind}_used_gb = 0"))
+        assert tuple(map(float, psql.execute(READ_USAGE).one()))[figures] == (0, 0)
 
 
 def test_gb_of_a_mapped_object_are_read_back(session: Session, user: Profile) -> None:

@@ -34,6 +34,7 @@ from models.lifecycle import checkpoint_chunk, hand_back_chunk, renew_lease, set
 from models.outcomes import Outcome
 from models.prioritizing import change_priority
 from models.queueing import Message
+from models.reopening import reopen_cut_off_jobs
 from models.settings import Settings, read_settings
 from models.splitting import NewChunk, abandon_source, advance_source, satisfy_source, splittable_jobs
 from scheduler import dispatch as dispatching
@@ -264,6 +265,24 @@ def test_a_job_is_blocked_for_its_first_reason_until_it_goes_on(engine):
     change(engine, "UPDATE crawl_jobs SET status = 'failed', completed_at = now()")
     with transaction(engine) as session:
         assert unblock_jobs(session) == []
+
+
+def test_an_owner_is_told_again_of_another_job_and_in_another_month(engine):
+    """Of one job once a month, however often it is blocked between two top-ups."""
+    job = new_job(engine, [4], balance=0)
+    other = new_job(engine, [4], owner=job)
+    figures = []
+    for job_id in (job.id, other.id, job.id):
+        with transaction(engine) as session:
+            assert block_job(session, job_id, BlockedReason.OUT_OF_CREDITS)
+        figures.append(len(told(engine, "billing")))
+        change(engine, "UPDATE crawl_jobs SET blocked_reason = NULL")
+    assert figures == [1, 2, 2]
+    past = "date_trunc('month', now() AT TIME ZONE 'utc') AT TIME ZONE 'utc' - interval '1 us'"
+    change(engine, f"UPDATE notifications SET created_at = {past}")
+    with transaction(engine) as session:
+        assert block_job(session, job.id, BlockedReason.OUT_OF_CREDITS)
+    assert len(told(engine, "billing")) == 3
 
 
 def test_a_blocked_job_does_not_wait_for_its_own_credits(engine, leader):
@@ -865,6 +884,23 @@ def test_a_job_that_another_service_ended_is_cancelled_properly(engine, leader, 
     reopen_cut_off(leader)
     assert read_job(engine, job.id)["status"] == "cancelled"
     check_books(engine)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        "status = 'running'",
+        "status = 'cancelled', completed_at = now(), deleting_at = now()",
+        "status = 'cancelled', completed_at = now(), source_kind = NULL",
+    ],
+)
+def test_only_what_another_service_ended_of_ours_is_reopened(engine, columns):
+    """No job that runs, that is being deleted, or that was that service's own."""
+    new_job(engine, [3])
+    assert queue_ready(engine)
+    change(engine, f"UPDATE crawl_jobs SET {columns}")
+    with transaction(engine) as session:
+        assert reopen_cut_off_jobs(session) == []
 
 
 # -------------------------------------------------------------------------------------------------- broker

@@ -153,6 +153,32 @@ def test_only_losses_in_a_row_under_the_same_candidate_count(engine) -> None:
     assert query(engine, "SELECT count(*) FROM failures") == [(0,)]
 
 
+def test_a_chunk_that_goes_on_suspects_nobody(engine) -> None:
+    """With an outcome since the last loss it is run as any other, whoever ran alone before."""
+    new_job(engine, [3])
+    for _ in range(2):
+        lose(engine, start_next(engine))
+    chunk = start_next(engine)
+    name(engine, chunk, 1)
+    lose(engine, chunk)
+    chunk = start_next(engine)
+    assert how(engine, chunk).first == 1
+    with transaction(engine) as session:
+        assert hand_back_chunk(session, chunk.fence, [accepted(0)]) is not None
+    assert how(engine, start_next(engine)) == Suspicion()
+
+
+def test_a_worker_that_lost_its_chunk_names_nobody(engine) -> None:
+    """Its fence does not hold any more."""
+    new_job(engine, [3])
+    chunk = start_next(engine)
+    lose(engine, chunk)
+    with transaction(engine) as session:
+        candidate = chunk.candidates[0]
+        assert suspect_candidate(session, chunk.fence, [], LEASE_SECONDS, candidate) is None
+    assert query(engine, "SELECT FROM suspects") == []
+
+
 def test_innocent_chunks_survive_any_number_of_losses(engine) -> None:
     """With an outcome in between, thirty lost workers count as one; handed back, they count as none."""
     job = new_job(engine, [31])
