@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from scheduler.enqueue import RequestError, submit
 from scheduler.leader import Leader
 from scheduler.rescue import drain_job, find_stopped
 from scheduler.split import Splitter
-from tests.support.crawling import change, query, queue_ready, read_job
+from tests.support.crawling import change, new_job, query, queue_ready, read_job, wait_for_blocked
 from tests.support.processes import Command, environment, started, until
 from tests.support.tenants import (
     Tenant,
@@ -597,6 +598,46 @@ def test_a_user_who_is_being_deleted_starts_nothing(engine, settings, shell, mak
 
 WAITING = """SELECT count(*) FROM pg_stat_activity
     WHERE wait_event_type = 'Lock' AND datname = current_database()"""
+
+
+@pytest.mark.parametrize(
+    ("insert", "emptied", "delete"),
+    [
+        (
+            "INSERT INTO job_chunks (job_id, chunk_index) SELECT id, 9 FROM crawl_jobs",
+            (),
+            lambda session, job: closing.delete_job(session, job.id),
+        ),
+        (
+            "INSERT INTO crawl_jobs (project_id, name) SELECT id, 'late' FROM projects",
+            ("crawl_jobs",),
+            lambda session, job: closing.delete_projects(session, job.user_id, 10),
+        ),
+        (
+            "INSERT INTO notifications (user_id, title, message) SELECT id, 't', 'm' FROM profiles",
+            ("crawl_jobs", "projects"),
+            lambda session, job: closing.delete_profile(session, job.user_id),
+        ),
+    ],
+    ids=["job", "project", "profile"],
+)
+def test_what_comes_at_the_last_moment_is_waited_for_and_stays(engine, insert, emptied, delete):
+    """Whoever deletes a job, a project or a profile locks it first, and looks at what hangs on it only then."""
+    job = new_job(engine, [], balance=0)
+    for table in emptied:
+        change(engine, f"DELETE FROM {table}")
+
+    def late() -> Any:
+        with transaction(engine) as session:
+            return delete(session, job)
+
+    with ThreadPoolExecutor(1) as thread:
+        with transaction(engine) as session:
+            session.execute(text(insert))
+            deleted = thread.submit(late)
+            wait_for_blocked(engine)
+        assert not deleted.result(10)
+    assert query(engine, f"SELECT count(*) FROM {insert.split()[2]}") == [(1,)]
 
 
 def test_a_submission_under_way_is_waited_for(engine, settings, make):

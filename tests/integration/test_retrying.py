@@ -413,6 +413,32 @@ def test_a_batch_is_bounded(engine, monkeypatch):
     check_books(engine)
 
 
+def test_a_batch_is_of_chunks_with_something_to_try(engine, monkeypatch):
+    """Those without a failure take no place in it; one whose candidates are not here could never run again."""
+    monkeypatch.setattr(retrying, "CHUNKS_MAX", 1)
+    job = new_job(engine, [1] * 3)
+    for outcome in (accepted(0), refused(1), refused(2)):
+        end_next(engine, [outcome])
+    change(engine, "UPDATE job_chunks SET candidates = NULL WHERE id = :id", id=job.chunk_ids[1])
+    assert again(engine, job).chunks == 1
+    assert [read_chunk(engine, chunk_id)["status"] for chunk_id in job.chunk_ids] == [
+        "completed",
+        "completed",
+        "pending",
+    ]
+    check_books(engine)
+
+
+def test_what_is_tried_again_is_as_urgent_as_its_job(engine):
+    """Ended chunks kept the priority that the job had then."""
+    job = new_job(engine, [1], priority=3)
+    chunk_id = end_next(engine, [refused(0)])
+    change(engine, "UPDATE crawl_jobs SET priority = 9")
+    assert again(engine, job).chunks == 1
+    assert read_chunk(engine, chunk_id)["priority"] == 9
+    assert read_job(engine, job.id)["ready_priority"] == 9
+
+
 def test_two_retries_at_once_take_each_failure_once(engine):
     """The second waits for the first, and leaves the chunk alone that a worker has by then, with a new failure."""
     job = new_job(engine, [3])

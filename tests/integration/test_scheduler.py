@@ -481,6 +481,19 @@ def test_a_step_of_a_job_that_was_stopped_meanwhile_is_not_written(engine, stop)
     assert read_job(engine, job.id)["total_chunks"] == 0
 
 
+def test_a_source_may_yield_more_than_was_known(engine):
+    """A job has at least as many candidates as were handed out; what is known beyond them stays known."""
+    job = new_job(engine, [], max_images=9, source_state=SourceState.SPLITTING)
+    for known, found in ((0, 4), (6, 6)):
+        change(engine, "UPDATE crawl_jobs SET total_images = :known, source_position = 0", known=known)
+        with transaction(engine) as session:
+            [wanting] = splittable_jobs(session)
+            index = wanting.total_chunks
+            step = [NewChunk(index, wanting.position, candidates(0, 4))]
+            assert advance_source(session, wanting, {}, SourceState.OPEN, step)
+        assert read_job(engine, job.id)["total_images"] == found
+
+
 @pytest.mark.parametrize(
     "stop", ["cancelled_at = now()", "status = 'cancelled', completed_at = now()", "paused_at = now()"]
 )

@@ -204,6 +204,28 @@ def test_objects_of_a_job_that_is_being_deleted_are_left_to_its_deletion(engine,
     assert read_job(engine, job.id)["swept_at"] is None
 
 
+def test_a_job_of_another_service_is_not_swept(engine, settings, job, path):
+    """Whatever it has there is that service's."""
+    before = contents(path, job.id)
+    change(engine, "UPDATE crawl_jobs SET source_kind = NULL")
+    Sweeper(settings).sweep()
+    assert contents(path, job.id) == before
+
+
+def test_what_another_jobs_row_has_the_digest_of_is_named_by_nobody(engine, settings, job, path):
+    """That row's object is in its own job's folder."""
+    other = new_job(engine, [1])
+    change(
+        engine,
+        """INSERT INTO images (crawl_job_id, position, original_url, filename, sha256)
+        VALUES (:id, 0, 'u', 'f', :sha256)""",
+        id=other.id,
+        sha256=hashlib.sha256(b"stray 1").digest(),
+    )
+    Sweeper(settings).sweep()
+    assert contents(path, job.id) == kept(job.id)
+
+
 def test_a_folder_of_the_users_choice_is_left_alone(engine, settings, job, store, path, tmp_path):
     """So is the prefix of a job into which another job stores, by whatever name."""
     out, link = tmp_path / "out", tmp_path / "link"
