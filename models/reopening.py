@@ -99,11 +99,11 @@ def reopen_cut_off_jobs(session: Session) -> list[int]:
 
 
 LEFT_OUT = text("""
-SELECT f.position, f.position_end FROM failures f JOIN crawl_jobs j ON j.id = f.job_id
-WHERE f.job_id = :job_id AND f.position = (SELECT max(position) FROM failures WHERE job_id = :job_id)
-    AND f.chunk_id IS NULL AND f.reason = 'cancelled' AND j.status = 'cancelled' AND j.source_state = 'exhausted'
-    AND j.source_position = f.position_end + 1
+SELECT position, position_end FROM failures
+WHERE job_id = :job_id AND position = (SELECT max(position) FROM failures WHERE job_id = :job_id)
+    AND chunk_id IS NULL AND reason = 'cancelled'
 """)
+"""The rest of a source comes after all that chunks have: it is found without reading a million other failures."""
 REWIND = text("""
 UPDATE crawl_jobs SET source_position = :position, source_state = 'splitting', source_step = source_step + 1
 WHERE id = :job_id
@@ -112,7 +112,7 @@ DELETE_RANGE = text("DELETE FROM failures WHERE job_id = :job_id AND position = 
 
 
 def never_handed_out(session: Session, job_id: int) -> range:
-    """Positions of a cancelled job that were in no chunk when it was cancelled."""
+    """Positions that were in no chunk when the job was cancelled, whatever became of the others since."""
     row = session.execute(LEFT_OUT, {"job_id": job_id}).one_or_none()
     return range(0) if row is None else range(row.position, row.position_end + 1)
 

@@ -25,7 +25,7 @@ from models.retrying import (
     Selection,
     retry_chunks,
 )
-from models.splitting import NewChunk, abandon_source, advance_source, splittable_jobs
+from models.splitting import NewChunk, abandon_source, advance_source, satisfy_source, splittable_jobs
 from models.suspects import suspect_candidate
 from models.sweeping import forget_inputs
 from scheduler.dispatch import place_hold
@@ -143,9 +143,10 @@ def test_a_failed_chunk_is_tried_again(engine):
     chunk = start_next(engine)
     with transaction(engine) as session:
         checkpoint_chunk(session, chunk.fence, [accepted(1), refused(3, Reason.DNS)], LEASE_SECONDS)
+    change(engine, "UPDATE job_chunks SET retry_count = 2")
     expire_lease(engine, chunk.fence.chunk_id)
     with transaction(engine) as session:
-        assert rescue_chunk(session, 0) is not None
+        assert rescue_chunk(session, 2) is not None
     assert close(engine) == job.id
     assert read_job(engine, job.id)["status"] == "failed"
     assert again(engine, job, TRANSIENT_FAILURES).reasons == {"dns": 1}
@@ -216,6 +217,36 @@ def test_a_cancelled_job_goes_on_where_it_was(engine, tmp_path):
             session, wanting, {}, SourceState.EXHAUSTED, [NewChunk(2, 7, candidates(7, 43))]
         )
     assert [positions(engine) for _ in range(3)] == [[1, 2], [3, 4, 5, 6], list(range(7, 50))]
+    check_books(engine)
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_what_was_in_no_chunk_comes_back_after_another_retry(engine, tmp_path, ended):
+    """A cancelled job of which only a part was tried again still runs then, or has completed."""
+    url = tmp_path.as_uri()
+    job = cancelled_job(engine, url, 50)
+    assert retry(engine, url, job.id, only(Reason.DNS)).candidates == 1
+    if ended:
+        end_next(engine, [accepted(1)])
+        assert close(engine) == job.id
+        assert read_job(engine, job.id)["status"] == "completed"
+    done = retry(engine, url, job.id, ALL_FAILURES)
+    assert (done.unchunked, done.reasons["cancelled"]) == (43, 47)
+    row = read_job(engine, job.id)
+    assert (row["status"], row["source_state"], row["source_position"]) == ("running", "splitting", 7)
+    check_books(engine)
+
+
+def test_what_is_not_needed_is_not_handed_out_again(engine, tmp_path):
+    """A source that was left because enough was accepted stays so."""
+    job = new_job(engine, [2], max_images=1, source_state=SourceState.OPEN)
+    change(engine, "UPDATE crawl_jobs SET total_images = 9")
+    end_next(engine, [accepted(0), refused(1, Reason.CORRUPT)])
+    with transaction(engine) as session:
+        assert satisfy_source(session) == job.id
+    assert close(engine) == job.id
+    assert retry(engine, tmp_path.as_uri(), job.id, ALL_FAILURES).candidates == 0
+    assert read_job(engine, job.id)["status"] == "completed"
     check_books(engine)
 
 
@@ -455,6 +486,22 @@ def test_two_retries_at_once_take_each_failure_once(engine):
             assert chunk is not None
             checkpoint_chunk(session, chunk.fence, [refused(0)], LEASE_SECONDS)
         assert second.result(10).reasons == {}
+    check_books(engine)
+
+
+def test_two_retries_of_two_chunks_at_once_share_what_is_wanted(engine):
+    """The second waits for the first, and takes what ``max_images`` has room for then: nothing."""
+    job = new_job(engine, [4, 4], max_images=8)
+    for start in (0, 4):
+        end_next(engine, [refused(place, Reason.DNS) for place in range(start, start + 4)])
+    change(engine, "UPDATE crawl_jobs SET max_images = 2")
+    first, second = (only(Reason.DNS, chunks=[chunk_id]) for chunk_id in job.chunk_ids)
+    with ThreadPoolExecutor(1) as thread:
+        with transaction(engine) as session:
+            assert retry_chunks(session, job.id, first).reasons == {"dns": 2}
+            other = thread.submit(again, engine, job, second)
+            wait_for_blocked(engine)
+        assert other.result(10).reasons == {}
     check_books(engine)
 
 
