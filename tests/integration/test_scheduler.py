@@ -835,20 +835,26 @@ def test_lost_messages_do_not_pile_up(engine, leader):
 
 def test_only_jobs_with_something_to_drain_are_stopped(engine, leader):
     """A paused job is looked at while it holds credits for a chunk without a worker, a cancelled one while a chunk
-    waits; one that another service ended never.
+    waits; one that goes on never, nor one that another service ended or made.
     """
-    running, paused, cancelled, ended = (new_job(engine, [2]) for _ in range(4))
-    [first, _, message, _] = queue_ready(engine)
+    running, paused, cancelled, going_on, foreign, ended = (new_job(engine, [2]) for _ in range(6))
+    [first, _, message, back, _, _] = queue_ready(engine)
     assert start(engine, first) is not None
+    chunk = start(engine, back)
+    assert chunk is not None
+    with transaction(engine) as session:
+        assert hand_back_chunk(session, chunk.fence, []) is not None
+    assert chunk.fence.job_id == going_on.id
+    change(engine, "UPDATE crawl_jobs SET source_kind = NULL WHERE id = :id", id=foreign.id)
     change(
         engine,
         "UPDATE crawl_jobs SET status = 'cancelled', cancelled_at = now(), completed_at = now() WHERE id = :id",
         id=ended.id,
     )
     with transaction(engine) as session:
-        pause_job(session, running.id)
-        pause_job(session, paused.id)
-        cancel_job(session, cancelled.id)
+        for job in (running, paused, foreign):
+            assert pause_job(session, job.id)
+        assert cancel_job(session, cancelled.id)
     assert find_stopped(leader) == [(paused.id, False), (cancelled.id, True)]
     assert start(engine, message) is None
     drain_stopped(Stages(leader))
