@@ -1,0 +1,116 @@
+"""What owners say in a response header or in tdmrep.json: do not index this, do not train on it, do not mine it.
+
+Pure; it never fetches. There is no standard for X-Robots-Tag but what Google and Bing document; noai and
+noimageai are DeviantArt's. The TDM Reservation Protocol is a final report of a W3C community group (May 2024).
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Self
+
+from worker.robots import EVERYBODY, FILE_BYTES_MAX, PathPattern
+
+REFUSING = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
+"""Directives by which an image must not be collected; ``none`` is ``noindex, nofollow``."""
+RESERVATION = "tdm-reservation"
+POLICY = "tdm-policy"
+TDM_RULES_MAX = 1000
+
+# Words that stand before a colon and are no crawler's name. Dates have commas and colons of their own.
+_DIRECTIVES = REFUSING | {
+    "all",
+    "index",
+    "follow",
+    "nofollow",
+    "noarchive",
+    "nocache",
+    "nosnippet",
+    "notranslate",
+    "nositelinkssearchbox",
+    "indexifembedded",
+    "noodp",
+    "noydir",
+    "unavailable_after",
+    "max-snippet",
+    "max-image-preview",
+    "max-video-preview",
+}
+_AGENT = re.compile(r"([a-z][a-z0-9_.-]*|\*)(?:/\S*)?")
+_EVERYBODY = frozenset({EVERYBODY, "robots"})
+
+
+def refused_for(tags: Iterable[str], token: str) -> tuple[str, str] | None:
+    """The first X-Robots-Tag value that refuses a crawler, and for whom it does; None when there is none.
+
+    A value is a list of directives. A crawler's name and a colon in it say for whom the rest of it is. The most
+    restrictive value counts: what is said to everybody is said to us, too.
+    """
+    for tag in tags:
+        agent = EVERYBODY
+        for part in re.split("[,;]", tag):
+            words, colon, rest = part.strip().lower().partition(":")
+            if colon and words.strip() not in _DIRECTIVES:
+                named = _AGENT.fullmatch(words.strip())
+                agent, words = (named[1], rest) if named else (agent, "")
+            ours = agent in _EVERYBODY or agent == token
+            if ours and not REFUSING.isdisjoint(re.split(r"[\s:]+", words)):
+                return tag, agent
+    return None
+
+
+def reserves(value: object) -> bool:
+    """Whether a value of tdm-reservation, from a header or a file, is the 1 that reserves."""
+    return value in (1, "1")
+
+
+class Reservation(NamedTuple):
+    """One rule of a tdmrep.json: paths, and whether they are reserved; with the address of the policy, if any."""
+
+    location: str
+    reserved: bool
+    policy: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The rule as JSON, in the report's own words."""
+        rule: dict[str, object] = {"location": self.location, RESERVATION: int(self.reserved)}
+        return json.dumps(rule | ({POLICY: self.policy} if self.policy else {}))
+
+
+class Reservations:
+    """The rules of one tdmrep.json, in their order. Without any, nothing is reserved."""
+
+    def __init__(self, rules: Sequence[Reservation] = ()) -> None:
+        self.rules = rules
+        self._patterns = [PathPattern(rule.location) for rule in rules]
+
+    @classmethod
+    def parse(cls, body: bytes) -> Self:
+        """Read a file. What is none says nothing, and neither does a rule that breaks the protocol."""
+        try:
+            read = json.loads(body) if len(body) < FILE_BYTES_MAX else []
+        except (ValueError, RecursionError):
+            return cls()
+        # A file of one rule is often written without its brackets, and one for the whole site without location.
+        entries = [{"location": "/", **read}] if isinstance(read, dict) else read
+        if not isinstance(entries, list):
+            return cls()
+        return cls([rule for rule in map(_read_rule, entries[:TDM_RULES_MAX]) if rule is not None])
+
+    def reservation(self, url: str) -> Reservation | None:
+        """The rule by which a URL is reserved. The first that matches decides."""
+        for rule, pattern in zip(self.rules, self._patterns, strict=True):
+            if pattern.matches(url):
+                return rule if rule.reserved else None
+        return None
+
+
+def _read_rule(entry: Any) -> Reservation | None:
+    if not isinstance(entry, dict):
+        return None
+    location, value = entry.get("location"), entry.get(RESERVATION)
+    if not isinstance(location, str) or value not in (0, 1, "0", "1"):
+        return None
+    policy = entry.get(POLICY)
+    return Reservation(location, reserves(value), policy if isinstance(policy, str) and policy else None)
