@@ -59,6 +59,12 @@ def one_of(column: str, words: type[StrEnum]) -> CheckConstraint:
     return CheckConstraint(f"{column} IN ({listed})", name=column)
 
 
+def array_of(column: str, words: type[StrEnum]) -> CheckConstraint:
+    """CHECK that ``column`` holds a JSON array of the words."""
+    listed = ", ".join(f'"{word.value}"' for word in words)
+    return CheckConstraint(f"jsonb_typeof({column}) = 'array' AND {column} <@ '[{listed}]'", name=column)
+
+
 def default_word(word: StrEnum) -> Any:
     """Server default for a column that holds a word."""
     return text(f"'{word.value}'")

@@ -1,7 +1,7 @@
 """What became of the candidates: accepted images, failures of the others. One position, one outcome."""
 
 import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     BigInteger,
@@ -89,6 +89,10 @@ class Failure(Base):
     __table_args__ = (
         one_of("reason", Reason),
         CheckConstraint("position >= 0 AND position_end >= position", name="range"),
+        CheckConstraint(
+            "evidence IS NULL OR (reason IN ('robots', 'opt_out') AND jsonb_typeof(evidence) = 'object')",
+            name="evidence",
+        ),
         {"comment": "Candidates without an image, a row each or a range, and why. They are never charged."},
     )
 
@@ -118,3 +122,6 @@ class Failure(Base):
     )
     detail: Mapped[str | None] = mapped_column(comment="What happened, for people")
     at: Mapped[datetime.datetime] = mapped_column(server_default=func.now(), comment="When it was recorded")
+    evidence: Mapped[dict[str, Any] | None] = mapped_column(
+        comment="What an owner said against it, where and when: docs/opt-outs.md; NULL: nobody said anything"
+    )

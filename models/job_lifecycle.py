@@ -5,7 +5,7 @@ Each is one guarded step in the caller's transaction and never commits.
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from models.credits import PERIOD
 from models.jobs import BlockedReason, JobStatus, SourceKind
 from models.notifications import NotificationType
+from models.opt_outs import OptOut
 from models.queueing import LIVE
 
 
@@ -31,13 +32,14 @@ class JobRequest:
     candidates: int
     unit_price: int
     fingerprint: str
+    ignored_opt_outs: Collection[OptOut] = ()
 
 
 CREATE = text("""
 INSERT INTO crawl_jobs (project_id, name, priority, max_images, source_kind, source, total_images, unit_price,
-    fingerprint, store_url)
+    fingerprint, store_url, ignored_opt_outs)
 VALUES (:project_id, :name, :priority, :max_images, :source_kind, CAST(:source AS jsonb), :candidates,
-    :unit_price, :fingerprint, :store_url)
+    :unit_price, :fingerprint, :store_url, CAST(:ignored_opt_outs AS jsonb))
 RETURNING id
 """)
 PLACE = text("UPDATE crawl_jobs SET store_url = :root || '/jobs/' || id WHERE id = :job_id")
@@ -56,6 +58,7 @@ def create_job(session: Session, request: JobRequest, store_root: str, *, folder
         "unit_price": request.unit_price,
         "fingerprint": request.fingerprint,
         "store_url": folder,
+        "ignored_opt_outs": json.dumps(sorted(request.ignored_opt_outs)),
     }
     job_id = int(session.execute(CREATE, parameters).scalar_one())
     if folder is None:

@@ -19,7 +19,18 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from models.base import OWNED, Base, ByteCounter, Counter, CreatedAt, UpdatedAt, default_word, one_of
+from models.base import (
+    OWNED,
+    Base,
+    ByteCounter,
+    Counter,
+    CreatedAt,
+    UpdatedAt,
+    array_of,
+    default_word,
+    one_of,
+)
+from models.opt_outs import OptOut
 from models.readiness import RAISE_READY_PRIORITY, TRIGGERS
 
 if TYPE_CHECKING:
@@ -124,6 +135,7 @@ class CrawlJob(Base):
         CheckConstraint("priority BETWEEN 0 AND 10", name="priority"),
         CheckConstraint("max_images > 0", name="max_images"),
         CheckConstraint("unit_price > 0", name="unit_price"),
+        array_of("ignored_opt_outs", OptOut),
         CheckConstraint("active_chunks >= 0", name="active_chunks"),
         CheckConstraint("completed_chunks + failed_chunks <= total_chunks", name="chunks"),
         CheckConstraint("valid_images + failed_images <= total_images", name="images"),
@@ -275,6 +287,10 @@ class CrawlJob(Base):
     )
     deleting_at: Mapped[datetime.datetime | None] = mapped_column(
         comment="Since when it is being deleted in batches, for good; NULL: it is not"
+    )
+    ignored_opt_outs: Mapped[list[Any]] = mapped_column(
+        server_default=text("'[]'::jsonb"),
+        comment="Array of the opt-outs that it does not obey, as far as the operator of a worker allows it, too",
     )
 
     project: Mapped[Project] = relationship(back_populates="crawl_jobs", lazy="selectin")

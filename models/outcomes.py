@@ -7,6 +7,8 @@ import datetime
 from dataclasses import dataclass
 from enum import StrEnum
 
+from models.opt_outs import Evidence
+
 
 class Reason(StrEnum):
     """Why a candidate has no image. The words are stored; docs/outcomes.md says what each means."""
@@ -93,7 +95,10 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A candidate without an image: one reason, the HTTP status if there was a response, and a detail."""
+    """A candidate without an image: one reason, the HTTP status if there was a response, and a detail.
+
+    ``evidence`` is what its owner said against it.
+    """
 
     position: int
     url: str
@@ -103,6 +108,7 @@ class Refused:
     final_url: str | None = None
     downloaded: bool = False
     wire_bytes: int = 0
+    evidence: Evidence | None = None
 
 
 Outcome = Accepted | Refused

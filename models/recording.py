@@ -124,11 +124,12 @@ def duplicates(session: Session, job_id: int, images: Sequence[Accepted]) -> lis
 
 
 INSERT_FAILURES = text("""
-INSERT INTO failures (job_id, chunk_id, position, position_end, url, reason, http_status, final_url, detail)
-SELECT :job_id, :chunk_id, position, position, url, reason, http_status, final_url, detail FROM unnest(
+INSERT INTO failures (job_id, chunk_id, position, position_end, url, reason, http_status, final_url, detail,
+    evidence)
+SELECT :job_id, :chunk_id, position, position, url, reason, http_status, final_url, detail, evidence FROM unnest(
     CAST(:position AS int[]), CAST(:url AS text[]), CAST(:reason AS text[]), CAST(:http_status AS smallint[]),
-    CAST(:final_url AS text[]), CAST(:detail AS text[]))
-    AS refused (position, url, reason, http_status, final_url, detail)
+    CAST(:final_url AS text[]), CAST(:detail AS text[]), CAST(:evidence AS jsonb[]))
+    AS refused (position, url, reason, http_status, final_url, detail, evidence)
 """)
 
 
@@ -142,7 +143,15 @@ def insert_failures(session: Session, job_id: int, chunk_id: int, failures: Sequ
     columns = {
         name: array(storable(getattr(failure, name)) for failure in failures) for name in FAILURE_COLUMNS
     }
+    columns["evidence"] = array(document(failure) for failure in failures)
     session.execute(INSERT_FAILURES, {"job_id": job_id, "chunk_id": chunk_id, **columns})
+
+
+def document(failure: Refused) -> str | None:
+    """The evidence of a refusal as JSON, of text that jsonb can hold."""
+    if failure.evidence is None:
+        return None
+    return json.dumps({name: storable(value) for name, value in failure.evidence.document.items()})
 
 
 Range = tuple[int | None, int, int]

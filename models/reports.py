@@ -24,7 +24,8 @@ SELECT j.id, j.name, p.id AS project_id, p.name AS project, u.email AS "user", j
     j.total_chunks, j.active_chunks, j.completed_chunks, j.failed_chunks, j.failures,
     jsonb_build_object('held', holds.held, 'charged', CASE WHEN j.source_kind IS NULL THEN 0
         ELSE CAST(j.valid_images AS bigint) * j.unit_price - holds.uncharged END) AS credits,
-    j.stored_bytes AS bytes, j.wire_bytes, j.store_url, j.created_at, j.started_at, j.completed_at,
+    j.stored_bytes AS bytes, j.wire_bytes, j.store_url, j.ignored_opt_outs,
+    j.created_at, j.started_at, j.completed_at,
     CAST(extract(epoch FROM coalesce(j.completed_at, now()) - j.started_at) AS float8)
         AS duration_seconds
 FROM crawl_jobs j JOIN projects p ON p.id = j.project_id JOIN profiles u ON u.id = p.user_id

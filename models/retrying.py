@@ -27,13 +27,14 @@ BEFORE_ALL = -1
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which failures are tried again: those for ``reasons``, and ``http_status`` for one of ``statuses``; of all
-    chunks, or of those with these ids.
+    """Which failures are tried again: those for ``reasons``, ``http_status`` for one of ``statuses``, and with
+    ``unreachable`` those ``robots`` whose robots.txt could not be read; of all chunks, or of those with these ids.
     """
 
     reasons: frozenset[Reason]
     statuses: frozenset[int] = frozenset()
     chunk_ids: frozenset[int] | None = None
+    unreachable: bool = False
 
     @property
     def parameters(self) -> dict[str, object]:
@@ -41,6 +42,7 @@ class Selection:
         return {
             "reasons": sorted(reason.value for reason in self.reasons - FINAL),
             "statuses": sorted(self.statuses),
+            "unreachable": self.unreachable,
             "chunk_ids": None if self.chunk_ids is None else sorted(self.chunk_ids),
         }
 
@@ -54,14 +56,17 @@ class Selection:
         reasons = {reason.value for reason in self.reasons}
         if self.statuses:
             reasons.add(Reason.HTTP_STATUS.value)
+        if self.unreachable:
+            reasons.add(Reason.ROBOTS.value)
         return sum(count for reason, count in failures.items() if reason in reasons)
 
 
-TRANSIENT_FAILURES = Selection(TRANSIENT, TRANSIENT_STATUSES)
+TRANSIENT_FAILURES = Selection(TRANSIENT, TRANSIENT_STATUSES, unreachable=True)
 ALL_FAILURES = Selection(frozenset(Reason) - FINAL)
 
 MATCHING = """(f.reason = ANY(CAST(:reasons AS text[]))
-    OR (f.reason = 'http_status' AND f.http_status = ANY(CAST(:statuses AS int[]))))"""
+    OR (f.reason = 'http_status' AND f.http_status = ANY(CAST(:statuses AS int[])))
+    OR (:unreachable AND f.reason = 'robots' AND f.evidence->>'unreachable' IS NOT NULL))"""
 OF_CHUNKS = "(CAST(:chunk_ids AS int[]) IS NULL OR {0} = ANY(CAST(:chunk_ids AS int[])))"
 
 

@@ -12,6 +12,8 @@ import platformdirs
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from models.opt_outs import OptOut, read_opt_outs
+
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 DATABASE_SCHEMES = ("postgresql+psycopg2", "postgresql", "postgres")
@@ -60,6 +62,10 @@ class Settings(BaseSettings):
     allowed_networks: Annotated[tuple[IPNetwork, ...], NoDecode] = Field(
         (),
         description="Comma-separated CIDRs that are not public and may be connected to all the same.",
+    )
+    opt_outs_ignorable: Annotated[tuple[OptOut, ...], NoDecode] = Field(
+        (),
+        description="Comma-separated opt-outs that a job may be told to ignore: robots, x-robots-tag, tdm.",
     )
     log_level: str = Field("info", description="debug, info, warning or error.")
     log_json: bool = Field(False, description="Write logs as one JSON object a line.")
@@ -182,6 +188,11 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             return tuple(ipaddress.ip_network(part.strip()) for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("opt_outs_ignorable", mode="before")
+    @classmethod
+    def _opt_outs_ignorable(cls, value: object) -> object:
+        return read_opt_outs(value) if isinstance(value, str) else value
 
     @field_validator("log_level")
     @classmethod

@@ -22,6 +22,7 @@ from models.database import connection_lost, transaction
 from models.job_lifecycle import JobRequest, create_job
 from models.jobs import SourceKind
 from models.members import Owner, find_project, find_user, own_project
+from models.opt_outs import OptOut, read_opt_outs
 from models.reports import account_report, find_same_request
 from models.settings import Settings
 from worker.address import parse_url
@@ -70,6 +71,7 @@ class Wanted:
     max_images: int | None
     priority: int
     folder: str | None
+    ignored_opt_outs: tuple[OptOut, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,13 +142,15 @@ def submit(
     max_images: int | None = None,
     priority: int = 5,
     folder: str | None = None,
+    ignore_opt_outs: str = "",
     reuse: bool = False,
 ) -> Submission:
     """Make one job of ``inputs``, in their order: paths, or ``-`` for standard input.
 
     ``project`` is an id or a name (``default`` is made when it is missing), ``user`` the e-mail to act for,
-    ``max_images`` all candidates unless given, ``folder`` the URL of a folder that gets the images. With
-    ``reuse`` the newest job for the same input and options is returned instead of a second one.
+    ``max_images`` all candidates unless given, ``folder`` the URL of a folder that gets the images,
+    ``ignore_opt_outs`` a list of what is not obeyed, within what the operator allows. With ``reuse`` the newest job
+    for the same input and options is returned instead of a second one.
 
     Raises RequestError when the request is refused, StoreError when the input cannot be stored.
     """
@@ -157,6 +161,7 @@ def submit(
         max_images=max_images,
         priority=priority,
         folder=folder,
+        ignored_opt_outs=check_ignored(settings, ignore_opt_outs),
     )
     _check_options(inputs, wanted)
     with transaction(engine) as session:
@@ -192,7 +197,10 @@ def _create(
 ) -> Submission:
     """Write the row, unless ``reuse`` finds one for the same request."""
     max_images = wanted.max_images or copy.candidates
-    fingerprint = _fingerprint(copy, [owner.project_id, max_images, wanted.priority, wanted.folder])
+    options: list[object] = [owner.project_id, max_images, wanted.priority, wanted.folder]
+    if wanted.ignored_opt_outs:
+        options.append(wanted.ignored_opt_outs)
+    fingerprint = _fingerprint(copy, options)
     same = find_same_request(session, owner.project_id, fingerprint) if reuse else None
     if same is not None:
         return Submission(same, copy.candidates, owner.project_name, existing=True)
@@ -206,6 +214,7 @@ def _create(
         candidates=copy.candidates,
         unit_price=settings.credits_per_image,
         fingerprint=fingerprint,
+        ignored_opt_outs=wanted.ignored_opt_outs,
     )
     job_id = create_job(session, request, settings.store, folder=wanted.folder)
     return Submission(job_id, copy.candidates, owner.project_name)
@@ -215,6 +224,21 @@ def _fingerprint(copy: InputCopy, options: Sequence[object]) -> str:
     """Tells whether two requests ask for the same: content, where its files end, and options; not the names."""
     ends = [file.bytes for file in copy.files]
     return hashlib.sha256(json.dumps([copy.digest.hexdigest(), ends, *options]).encode()).hexdigest()
+
+
+def check_ignored(settings: Settings, given: str) -> tuple[OptOut, ...]:
+    """Which opt-outs a job is to ignore, of a comma-separated list. Raises RequestError for what may not be."""
+    try:
+        wanted = read_opt_outs(given)
+    except ValueError as error:
+        raise RequestError(f"--ignore-opt-outs: {error}.") from None
+    forbidden = [opt_out for opt_out in wanted if opt_out not in settings.opt_outs_ignorable]
+    if forbidden:
+        raise RequestError(
+            f"No job may ignore {' or '.join(forbidden)} here: only the operator can allow it, by naming it in "
+            "PIXTRAWL_OPT_OUTS_IGNORABLE."
+        )
+    return wanted
 
 
 def _check_options(inputs: Sequence[str], wanted: Wanted) -> None:

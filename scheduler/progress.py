@@ -221,6 +221,8 @@ def summary(job: Mapping[str, Any]) -> RenderableType:
     unresolved = job["total_images"] - job["valid_images"] - job["failed_images"]
     if unresolved:
         table.add_row("  no outcome yet", count(unresolved), "")
+    if job["ignored_opt_outs"]:
+        table.add_row("opt-outs not obeyed", "", ", ".join(job["ignored_opt_outs"]))
     held = job["credits"]["held"]
     table.add_row(
         "credits charged", count(job["credits"]["charged"]), f"{count(held)} more held" if held else ""

@@ -20,6 +20,16 @@ def user_option(command: Command) -> Command:
     )
 
 
+def ignore_opt_outs_option(command: Command) -> Command:
+    """``--ignore-opt-outs``."""
+    return click.option(
+        "--ignore-opt-outs",
+        metavar="LIST",
+        default="",
+        help="Opt-outs not to obey, of robots, x-robots-tag and tdm, if the operator allows it.  [default: none]",
+    )(command)
+
+
 def limit_option(command: Command) -> Command:
     """``--limit``."""
     counts = click.IntRange(1, 100_000)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 
 import click
 
@@ -34,7 +35,7 @@ def read_reasons(_context: click.Context, _parameter: click.Parameter, given: st
             known = ", ".join([TRANSIENT_WORD, *(reason.value for reason in Reason if reason not in FINAL)])
             why = "is never tried again" if word in set(FINAL) else "is no reason"
             raise click.BadParameter(f"'{word}' {why}: name some of {known}.")
-        selection = Selection(selection.reasons | {Reason(word)}, selection.statuses)
+        selection = replace(selection, reasons=selection.reasons | {Reason(word)})
     return selection
 
 
@@ -66,7 +67,7 @@ def retry(job: int, only: Selection | None, chunks: tuple[int, ...], all_failed:
         raise click.UsageError("--only and --all-failed are two ways to choose: give one of them.")
     selection = only or (ALL_FAILURES if all_failed or chunks else TRANSIENT_FAILURES)
     if chunks:
-        selection = Selection(selection.reasons, selection.statuses, frozenset(chunks))
+        selection = replace(selection, chunk_ids=frozenset(chunks))
     with open_database() as (settings, engine):
         try:
             done = retry_job(engine, settings.store, job, selection)

@@ -10,7 +10,7 @@ import click
 
 from models.jobs import BlockedReason, JobStatus
 from models.settings import Settings, read_settings
-from scheduler.commands.options import json_option
+from scheduler.commands.options import ignore_opt_outs_option, json_option
 from scheduler.interrupts import INTERRUPTED
 from scheduler.printing import counted, print_json, print_rich, state
 
@@ -30,6 +30,7 @@ WAY_OUT = {
 @click.option("--priority", type=click.IntRange(0, 10), default=5, help="10 is most urgent.  [default: 5]")
 @click.option("--concurrency", type=click.IntRange(1, 1024), help="Chunks at once.  [default: processors]")
 @click.option("--again", is_flag=True, help="Crawl anew, whatever was crawled before.")
+@ignore_opt_outs_option
 @json_option
 def run(
     inputs: tuple[str, ...],
@@ -40,16 +41,26 @@ def run(
     priority: int,
     concurrency: int | None,
     again: bool,
+    ignore_opt_outs: str,
     as_json: bool,
 ) -> int:
     """Crawl the URLs in INPUT (a text file, one a line; - for standard input) and wait for the end.
 
     The same command again resumes a job that was interrupted. Starts everything that it needs.
     """
+    from scheduler.enqueue import check_ignored
+
     settings = read_settings()
     check_inputs(inputs)
+    check_ignored(settings, ignore_opt_outs)
     folder = prepare_folder(out) if out is not None else None
-    options = {"name": name, "project": project, "max_images": max_images, "priority": priority}
+    options = {
+        "name": name,
+        "project": project,
+        "max_images": max_images,
+        "priority": priority,
+        "ignore_opt_outs": ignore_opt_outs,
+    }
     return crawl(settings, inputs, options, folder, concurrency=concurrency, again=again, as_json=as_json)
 
 

@@ -1,6 +1,7 @@
 """A request becomes one pending job, or is refused in one sentence and leaves nothing behind."""
 
 import io
+import json
 import subprocess
 import sys
 import threading
@@ -302,3 +303,33 @@ def test_a_pipe_without_a_size(command_line, engine, tmp_path):
             check=False,
         )
     assert (done.returncode, done.stdout) == (0, "Job 1: 40,000 candidates queued in project default\n")
+
+
+def test_a_job_ignores_only_what_the_operator_lets_it(
+    configured, engine, command_line, monkeypatch, capsys, tmp_path
+):
+    """Which opt-outs a job does not obey stands in its row, is shown, and makes it another request."""
+    (tmp_path / "list.txt").write_bytes(GOOD)
+    for words, said in (
+        ("tdm,robots", "No job may ignore robots or tdm here"),
+        ("all", "there is no opt-out all"),
+    ):
+        for command in ("submit", "run"):
+            assert command_line([command, "list.txt", "--ignore-opt-outs", words]) == 2
+            assert said in capsys.readouterr().err
+    with transaction(engine) as session:
+        assert session.execute(text("SELECT count(*) FROM crawl_jobs")).scalar_one() == 0
+    monkeypatch.setenv("PIXTRAWL_OPT_OUTS_IGNORABLE", "robots, x-robots-tag")
+    assert command_line(["submit", "list.txt", "--ignore-opt-outs", "tdm"]) == 2
+    assert command_line(["submit", "list.txt", "--ignore-opt-outs", "X-Robots-Tag,robots", "--json"]) == 0
+    job = json.loads(capsys.readouterr().out)
+    assert job["ignored_opt_outs"] == ["robots", "x-robots-tag"]
+    assert command_line(["show", str(job["id"])]) == 0
+    assert "opt-outs not obeyed" in capsys.readouterr().out
+    allowing = read_settings()
+    given = {"ignore_opt_outs": "robots,x-robots-tag", "reuse": True}
+    assert submit(allowing, engine, ["list.txt"], **given).job_id == job["id"]
+    assert not submit(allowing, engine, ["list.txt"], reuse=True).existing
+    monkeypatch.setenv("PIXTRAWL_OPT_OUTS_IGNORABLE", "everything")
+    assert command_line(["jobs"]) == 2
+    assert "PIXTRAWL_OPT_OUTS_IGNORABLE: there is no opt-out everything" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """Trying failures again, on real PostgreSQL: which come back, what they may cost, and who else is at the job."""
 
+import datetime
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from models.ending import drain_cancelled, rescue_chunk
 from models.job_lifecycle import cancel_job, close_job
 from models.jobs import SourceState
 from models.lifecycle import checkpoint_chunk, hand_back_chunk, settle_chunk, start_chunk
+from models.opt_outs import Declaration, Evidence
 from models.outcomes import Outcome, Reason
 from models.queueing import claim_chunks, queue_chunks
 from models.reopening import RetryError, lock_job, rewind_source
@@ -115,6 +117,24 @@ def test_what_may_pass_by_itself_is_tried_again(engine):
     assert (row["status"], row["progress"], row["valid_images"]) == ("completed", 100, 3)
     assert balance_of(engine, job) == 1000 - 6
     assert query(engine, "SELECT count(*) FROM notifications WHERE category = 'crawl_job'") == [(2,)]
+    check_books(engine)
+
+
+def test_a_robots_txt_that_could_not_be_read_may_pass_by_itself(engine):
+    """What a line of it disallows does not, and its evidence stays; the evidence of what is tried again goes."""
+    job = new_job(engine, [3])
+    at = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
+    said = Evidence(Declaration.ROBOTS_TXT, "http://o.test/robots.txt", at, "Disallow: /\x00\udc80", 2, "*")
+    unreachable = replace(said, line=None, line_number=None, unreachable="the server answered 503")
+    evidence = [said, unreachable, None]
+    end_next(engine, [refused(place, Reason.ROBOTS, evidence=each) for place, each in enumerate(evidence)])
+    close(engine)
+    assert again(engine, job, TRANSIENT_FAILURES).reasons == {"robots": 1}
+    assert query(engine, "SELECT position, evidence FROM failures ORDER BY 1") == [
+        (0, said.document | {"line": "Disallow: /\ufffd?"}),
+        (2, None),
+    ]
+    assert TRANSIENT_FAILURES.possible({"robots": 3, "opt_out": 2, "dns": 1}) == 4
     check_books(engine)
 
 

@@ -59,7 +59,7 @@ COLUMNS = {
         failed_images int = 0 · failures jsonb = '{}' · stored_bytes bigint = 0 · wire_bytes bigint = 0 ·
         blocked_reason varchar(50)? · dispatched_at timestamptz? · paused_at timestamptz? ·
         cancelled_at timestamptz? · ready_priority smallint? · reprioritized_at timestamptz? ·
-        swept_at timestamptz? · deleting_at timestamptz?
+        swept_at timestamptz? · deleting_at timestamptz? · ignored_opt_outs jsonb = '[]'
     """,
     "job_chunks": """
         id serial · job_id int · chunk_index int · status varchar(20) = 'pending' · priority int = 5 ·
@@ -133,7 +133,7 @@ COLUMNS = {
     "failures": """
         +
         job_id int · position int · position_end int · chunk_id int? · url text? · reason varchar(30) ·
-        http_status smallint? · final_url text? · detail text? · at timestamptz = now()
+        http_status smallint? · final_url text? · detail text? · at timestamptz = now() · evidence jsonb?
     """,
     "workers": """
         +
@@ -183,6 +183,7 @@ OTHER_CHECKS: dict[str, dict[str, Any]] = {
     "ck_crawl_jobs_chunks": {"total_chunks": 1, "completed_chunks": 1, "failed_chunks": 1},
     "ck_crawl_jobs_images": {"total_images": 1, "valid_images": 1, "failed_images": 1},
     "ck_crawl_jobs_ended": {"status": "'completed'"},
+    "ck_crawl_jobs_ignored_opt_outs": {"ignored_opt_outs": """'["everything"]'"""},
     "ck_job_chunks_outcomes": {"size": 1, "accepted": 1, "failed": 1},
     "ck_job_chunks_ended_whole": {"size": 1, "status": "'failed'"},
     "ck_job_chunks_leased": {"status": "'processing'"},
@@ -190,6 +191,7 @@ OTHER_CHECKS: dict[str, dict[str, Any]] = {
     "ck_job_chunks_queued": {"queued_at": "now()", "status": "'completed'"},
     "ck_images_sha256": {"sha256": r"'\x00'"},
     "ck_failures_range": {"position_end": 1},
+    "ck_failures_evidence": {"evidence": "'{}'"},
     "ck_credit_accounts_usage_period": {"usage_period": "'2026-1'"},
     "ck_credit_transactions_usage_amount": {"type": "'usage'", "amount": 1},
     "ck_credit_transactions_held": {"amount": -2, "held": 1},

@@ -55,4 +55,8 @@ INSERT INTO workers (name, slots, version) VALUES ('w', 2, '0.1')""",
     "012": """
 INSERT INTO suspects (chunk_id, position, url, attempt) SELECT min(id), 0, 'u', 1 FROM job_chunks;
 INSERT INTO leadership (scheduler) VALUES ('h/1')""",
+    "013": """
+INSERT INTO failures (job_id, position, position_end, reason, evidence)
+    VALUES (1, 10, 10, 'robots', '{"rule": "robots.txt"}'), (1, 11, 11, 'opt_out', NULL);
+UPDATE crawl_jobs SET ignored_opt_outs = '["robots", "tdm"]' WHERE id = 1""",
 }
