@@ -90,7 +90,9 @@ class Site:
         await runner.cleanup()
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        kind, number = request.path.split("/")[1:3]
+        kind, number = f"{request.path}/".split("/")[1:3]
+        if kind not in {*KINDS, "poison"}:  # robots.txt and tdmrep.json: everybody may have everything.
+            return web.Response(status=404)
         await asyncio.sleep(SLOW_SECONDS if kind == "slow" else self.pace_seconds * random.random())
         self._asked[request.path] += 1
         if kind == "missing":

@@ -8,7 +8,7 @@ import structlog
 from models.outcomes import Accepted, Candidate, Outcome, Reason, Refused
 from worker.child import Child
 from worker.errors import AddressError, CandidateError, PictureError, TransferError
-from worker.fetch import Fetched, Visit, step
+from worker.fetch import Fetched, Hooks, Visit, admit, step
 from worker.picture import Picture
 from worker.politeness import Host, Turn
 from worker.store import Store, StoreError
@@ -39,7 +39,7 @@ def begin_visit(child: Child, candidate: Candidate) -> Visit | Refused:
 
 
 async def crawl_visit(
-    child: Child, store: Store, visit: Visit, turn: Turn, decoder: Decoder
+    child: Child, store: Store, visit: Visit, turn: Turn, decoder: Decoder, hooks: Hooks
 ) -> Outcome | float:
     """Use one turn of a visit: fetch, and inspect and store what came. Its outcome, or in how many seconds it wants
     another turn. Its share of the memory lasts until it is stored.
@@ -48,7 +48,7 @@ async def crawl_visit(
     """
     fetched = None
     try:
-        fetched = await take_turn(child, visit, turn)
+        fetched = await take_turn(child, visit, turn, hooks)
         if fetched is None:
             return 0.0
         return await child.in_decoder(keep, child, store, visit.candidate, fetched, decoder)
@@ -66,10 +66,16 @@ async def crawl_visit(
         visit.lease.release()
 
 
-async def take_turn(child: Child, visit: Visit, turn: Turn) -> Fetched | None:
-    """Make one request, and tell what it says of the host. Raises CandidateError."""
+async def take_turn(child: Child, visit: Visit, turn: Turn, hooks: Hooks) -> Fetched | None:
+    """Ask the owner and make one request, and tell what it says of the host. None: the visit wants another turn.
+
+    Raises CandidateError.
+    """
     try:
-        fetched = await step(child.transport, visit, child.settings)
+        delay_seconds = await admit(visit, hooks)
+        if turn.heed_delay(min(delay_seconds, child.settings.host_patience_seconds)):
+            return None
+        fetched = await step(child.transport, visit, child.settings, hooks=hooks)
     except CandidateError as error:
         tell(turn, visit, error, child.settings.host_patience_seconds)
         raise
@@ -137,4 +143,5 @@ def refusal(candidate: Candidate, error: CandidateError) -> Refused:
         final_url=error.final_url,
         downloaded=isinstance(error, PictureError),
         wire_bytes=error.wire_bytes,
+        evidence=error.evidence,
     )

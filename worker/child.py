@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 
 from models.database import make_engine
 from models.settings import Settings
+from worker.opt_outs import OptOuts
 from worker.politeness import Politeness
 from worker.presence import leaving
 from worker.shared import close_redis, open_redis
@@ -64,6 +65,11 @@ class Child:
     def politeness(self) -> Politeness:
         """The hosts that this child asks; made inside the running loop."""
         return Politeness(self.settings, self.redis, self.name)
+
+    @cached_property
+    def opt_outs(self) -> OptOuts:
+        """What owners say against being collected; made inside the running loop."""
+        return OptOuts(self.transport, self.settings, self.redis if self.settings.redis_url else None)
 
     def store(self, url: str) -> Store:
         """The store of a job's images, opened once."""

@@ -34,6 +34,7 @@ from worker.careful import CarefulDecoder, PlainDecoder
 from worker.child import Child, leave_at_once
 from worker.fetch import BACKOFF_SECONDS_MAX, Visit
 from worker.idleness import Idleness
+from worker.opt_outs import ADMIT_SECONDS_MAX
 from worker.politeness import Host, Turn
 from worker.presence import leaving
 from worker.store import Store, StoreError
@@ -97,7 +98,8 @@ def silence_seconds_max(settings: Settings) -> float:
     """After so long without an outcome there will be none: all that a candidate may take, added up."""
     attempt_seconds = (settings.redirects_max + 1) * settings.transfer_seconds_max + BACKOFF_SECONDS_MAX
     return (
-        settings.transfer_attempts * attempt_seconds
+        ADMIT_SECONDS_MAX
+        + settings.transfer_attempts * attempt_seconds
         + settings.decode_seconds_max
         + settings.store_seconds_max
     )
@@ -118,6 +120,7 @@ class ChunkRun:
         self.cancelled = self.committing = self.ending = False
         self.decoder = (CarefulDecoder if chunk.retry_count else PlainDecoder)(child.settings)
         self.checkpoint_outcomes = CAREFUL_OUTCOMES if chunk.retry_count else CHECKPOINT_OUTCOMES
+        self.hooks = child.opt_outs.hooks(chunk.ignored_opt_outs)
         self.line = asyncio.Lock()
         self.alone = suspicion.alone
         candidates, at_once = list(chunk.candidates), child.settings.transfers
@@ -226,7 +229,7 @@ class ChunkRun:
         """One turn of a visit: its outcome, or in how many seconds it wants another."""
         if self.alone:
             await self.suspect(visit.candidate)
-        return await crawl_visit(self.child, self.store, visit, turn, self.decoder)
+        return await crawl_visit(self.child, self.store, visit, turn, self.decoder, self.hooks)
 
     def closed(self, visit: Visit, host: Host) -> Outcome:
         """The outcome of a candidate whose host nobody asks at present."""

@@ -2,10 +2,12 @@
 
 CandidateError            reason, transient, http_status, retry_after_seconds
 ├── AddressError          the URL or the address it leads to is refused
+├── OptOutError           its owner does not want it collected; evidence
 ├── TransferError         the network or the server failed
 └── PictureError          the body is no picture that we store
 """
 
+from models.opt_outs import Evidence
 from models.outcomes import TRANSIENT, Reason
 
 
@@ -14,6 +16,8 @@ class CandidateError(Exception):
 
     ``wire_bytes`` counts what was received.
     """
+
+    evidence: Evidence | None = None
 
     def __init__(
         self,
@@ -38,6 +42,14 @@ class CandidateError(Exception):
 
 class AddressError(CandidateError):
     """``invalid_url`` or ``blocked_address``: nothing was sent, and nothing would change by another try."""
+
+
+class OptOutError(CandidateError):
+    """``robots`` or ``opt_out``, with what it rests on. Another attempt of this transfer would find the same."""
+
+    def __init__(self, reason: Reason, detail: str, evidence: Evidence) -> None:
+        super().__init__(reason, detail, transient=False)
+        self.evidence = evidence
 
 
 class TransferError(CandidateError):

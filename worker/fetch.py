@@ -61,13 +61,15 @@ class Fetched:
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """Rules of others that a fetch obeys; each refuses by raising CandidateError.
+    """Rules of others that a fetch obeys. ``admit`` and ``header`` refuse by raising CandidateError.
 
-    ``admit`` is asked before each request, ``header`` before a body is read.
+    ``admit`` is asked before a URL is, the first and each that a redirect leads to; ``header`` before the body that
+    a URL gives is read; ``delay`` is how many seconds the host of an admitted URL wants between two requests.
     """
 
     admit: Callable[[ParsedURL], Awaitable[None]] | None = None
-    header: Callable[[Headers], None] | None = None
+    delay: Callable[[ParsedURL], float] | None = None
+    header: Callable[[ParsedURL, Headers], None] | None = None
 
 
 NO_HOOKS = Hooks()
@@ -131,6 +133,21 @@ class Visit:
             return None
         self.restart()
         return delay_seconds
+
+
+async def admit(visit: Visit, hooks: Hooks) -> float:
+    """Ask whether the URL where a visit stands may be requested: how many seconds its robots.txt wants between two
+    requests. Raises CandidateError.
+    """
+    visit.latency_seconds = None
+    if hooks.admit is None:
+        return 0.0
+    try:
+        await hooks.admit(visit.target)
+    except CandidateError as error:
+        error.final_url = visit.target.url
+        raise
+    return hooks.delay(visit.target) if hooks.delay is not None else 0.0
 
 
 async def step(
@@ -201,8 +218,6 @@ class _Transfer:
         """Each hop is a request of its own, checked as if it were the first. No redirect's body is read."""
         visit = self._visit
         visit.latency_seconds = None
-        if self._hooks.admit is not None:
-            await self._hooks.admit(visit.target)
         began = self._clock()
         received = await self._transport.send("GET", visit.target.url, headers=self._headers)
         visit.latency_seconds = self._clock() - began
@@ -239,9 +254,9 @@ class _Transfer:
 
     async def _receive(self, received: Received) -> bytes:
         _check_status(received)
-        if self._hooks.header is not None:
-            self._hooks.header(received.headers)
         try:
+            if self._hooks.header is not None:
+                self._hooks.header(self._visit.target, received.headers)
             body = await self.body.read(received)
         except CandidateError as error:
             error.http_status = received.status
@@ -251,10 +266,14 @@ class _Transfer:
         return body
 
 
+def reason_of(error: httpx.TransportError) -> Reason:
+    """Why a candidate has no image that this error ends."""
+    return next(REASONS[base] for base in type(error).__mro__ if base in REASONS)
+
+
 def _translate(error: httpx.TransportError) -> TransferError:
-    reason = next(REASONS[base] for base in type(error).__mro__ if base in REASONS)
     transient = error.temporary if isinstance(error, ResolveError) else None
-    return TransferError(reason, str(error) or type(error).__name__, transient=transient)
+    return TransferError(reason_of(error), str(error) or type(error).__name__, transient=transient)
 
 
 def _next_target(base: ParsedURL, location: str, status: int) -> ParsedURL:

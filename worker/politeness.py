@@ -127,6 +127,20 @@ class Host:
             self.news = News()
         return self.news
 
+    def heed_delay(self, seconds: float) -> bool:
+        """Its robots.txt asks for so many seconds between two requests. True: that is news, and what was given out
+        before does not count any more.
+        """
+        if seconds == (self.delay_seconds or 0.0):
+            return False
+        self.delay_seconds = seconds
+        self.told()
+        if not seconds or (self.paced and self.pause_seconds >= seconds):
+            return False
+        self.paced, self.pause_seconds = True, seconds
+        self.alarm()
+        return True
+
     def alarm(self) -> None:
         """What happened has to be told now; nothing that was given out before counts until there is an answer."""
         self.slots = min(self.slots, self.busy)
@@ -158,6 +172,10 @@ class Turn:
     def __init__(self, host: Host) -> None:
         self._host: Host | None = host
         self.host_name = host.name
+
+    def heed_delay(self, seconds: float) -> bool:
+        """The host's robots.txt asks for so many seconds between two requests. True: this turn came too early."""
+        return self._host is not None and self._host.heed_delay(seconds)
 
     def answered(self, latency_seconds: float, *, struggling: bool = False) -> None:
         """The host answered, after ``latency_seconds``; ``struggling`` if it said that it cannot at present."""
@@ -231,19 +249,6 @@ class Politeness:
         """A transfer waits for a host: ask soon, if it was never asked about."""
         if not host.asked_at:
             self._wanted.set()
-
-    def heed_delay(self, host: Host, seconds: float) -> bool:
-        """Its robots.txt asks for so many seconds between two requests. True: that is news, and what was given out
-        before does not count any more.
-        """
-        known = host.delay_seconds == seconds or (host.paced and host.pause_seconds >= seconds)
-        host.delay_seconds = seconds
-        if known or not seconds:
-            return False
-        host.paced, host.pause_seconds = True, seconds
-        host.starts.clear()
-        host.told()
-        return True
 
     async def keep(self) -> None:
         """Ask and tell, for as long as a chunk runs."""

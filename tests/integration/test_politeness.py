@@ -237,8 +237,8 @@ async def test_a_delay_of_robots_txt_spaces_the_requests_of_all(settings) -> Non
     """What one child has read, all keep to."""
     peer = Peer(good)
     async with child(settings, "one") as one, child(settings, "two") as two:
-        assert one.heed_delay(one.host(peer.name), 0.2)
-        assert not one.heed_delay(one.host(peer.name), 0.2)
+        assert one.host(peer.name).heed_delay(0.2)
+        assert not one.host(peer.name).heed_delay(0.2)
         first = asyncio.ensure_future(crawl(one, peer.candidates(5), peer))
         await peer.first.wait()
         await crawl(two, peer.candidates(5), peer)

@@ -84,7 +84,7 @@ class Site:
         self.log.append((time.monotonic(), request.path))
         if (wait := self.refuse(request.path)) is not None:
             return web.Response(status=429, headers={"Retry-After": wait} if wait else {})
-        _, kind, number = request.path.split("/", 2)
+        kind, _, number = request.path[1:].partition("/")
         if kind == "deadly":
             self.strike()
             await self._leave.wait()
