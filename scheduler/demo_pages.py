@@ -9,7 +9,7 @@ import struct
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from models.outcomes import Reason
@@ -40,7 +40,7 @@ class Page:
     """A path and its answer, and a line of the list with its outcome; either half may be missing.
 
     ``{site}`` in ``line`` is the site's URL, and ``{authority}`` its host and port. Pages of one ``group``
-    have equal bytes.
+    have equal bytes. What is ``forbidden`` must not even be asked for.
     """
 
     path: str
@@ -48,6 +48,7 @@ class Page:
     line: str
     outcome: Outcome | None
     group: str | None = None
+    forbidden: bool = False
 
 
 def make_resources(photographs: int, seed: int, image_bytes_max: int, pool: Executor) -> list[Page]:
@@ -65,6 +66,7 @@ def make_resources(photographs: int, seed: int, image_bytes_max: int, pool: Exec
         *_gone(),
         *_broken(seed),
         *_too_much(image_bytes_max),
+        *_opt_outs(seed),
         *_bad_lines(),
     ]
 
@@ -218,6 +220,20 @@ def make_bomb() -> bytes:
         checksum = zlib.crc32(kind + content)
         parts += struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
     return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def _opt_outs(seed: int) -> list[Page]:
+    """Pictures whose owners do not want them collected: by robots.txt, tdmrep.json, and two response headers."""
+    robots = Resource(200, b"User-agent: *\nDisallow: /private/\n", "text/plain")
+    tdmrep = Resource(200, b'[{"location": "/mined/", "tdm-reservation": 1}]', "application/json")
+    picture = _image("private.jpg", _photograph(f"{seed}/private", "private.jpg", width=320))
+    pages = [Page("/robots.txt", robots, "", None), Page("/.well-known/tdmrep.json", tdmrep, "", None)]
+    for path, reason in (("/private/photo.jpg", Reason.ROBOTS), ("/mined/photo.jpg", Reason.OPT_OUT)):
+        pages.append(Page(path, picture, "{site}" + path, reason, forbidden=True))
+    for name, value in (("X-Robots-Tag", "noai, noimageai"), ("tdm-reservation", "1")):
+        refusing = replace(picture, headers={name: value})
+        pages.append(_listed(f"/reserved/{name.lower()}.jpg", refusing, Reason.OPT_OUT))
+    return pages
 
 
 def _bad_lines() -> list[Page]:

@@ -62,6 +62,7 @@ class DemoSite:
     lines: list[str] = field(default_factory=list, init=False)
     expected: list[Expected] = field(default_factory=list, init=False)
     requests: dict[str, Traffic] = field(default_factory=dict, init=False)
+    _forbidden: frozenset[str] = field(default=frozenset(), init=False, repr=False)
     _resources: dict[str, Resource] = field(default_factory=dict, init=False, repr=False)
     _thread: threading.Thread | None = field(default=None, init=False, repr=False)
     _loop: asyncio.AbstractEventLoop | None = field(default=None, init=False, repr=False)
@@ -73,6 +74,7 @@ class DemoSite:
             pages = make_resources(self.photographs, self.seed, self.image_bytes_max, pool)
         self.lines, self.expected, self.requests = [], [], {}
         self._resources = {page.path: page.resource for page in pages if page.resource is not None}
+        self._forbidden = frozenset(page.path for page in pages if page.forbidden)
         listening: Future[int] = Future()
         self._thread = threading.Thread(
             target=lambda: asyncio.run(self._serve(listening)), name="demo-site", daemon=True
@@ -100,7 +102,9 @@ class DemoSite:
         return counts
 
     def differences(self, outcomes: Mapping[int, str]) -> list[str]:
-        """Compare what became of each line (from 1) with what must; one sentence per difference."""
+        """Compare what became of each line (from 1) with what must, and what was asked for with what might be; one
+        sentence per difference.
+        """
         found = []
         accepted: Counter[str] = Counter()
         for entry in self.expected:
@@ -115,6 +119,8 @@ class DemoSite:
             for group in groups
             if accepted[group] != 1
         ]
+        asked = sorted(self._forbidden & self.requests.keys())
+        found += [f"{path} was asked for, and its owner forbids that" for path in asked]
         return found
 
     def _write_lines(self, pages: list[Page]) -> None:

@@ -61,8 +61,8 @@ class Findings:
 def demo(images: int, keep: bool, sheet: Path) -> int:
     """Crawl a local site of generated photographs and check every figure.
 
-    Some are missing, cut, too large, no pictures at all, redirected, doubled or slow. Exits with 1 unless each
-    line has the right outcome and each credit is accounted for.
+    Some are missing, cut, too large, no pictures at all, redirected, doubled, slow or not meant to be collected.
+    Exits with 1 unless each line has the right outcome and each credit is accounted for.
     """
     from scheduler.system import InterruptedJobError, PartError
 

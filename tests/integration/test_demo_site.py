@@ -7,12 +7,13 @@ import urllib.parse
 
 import httpx
 import pytest
+from protego import Protego
 
 from models.outcomes import Reason
 from models.settings import Settings
 from scheduler.demo_pages import make_bomb
 from scheduler.demo_site import DemoSite
-from worker.address import check_address, parse_url
+from worker.address import ParsedURL, check_address, parse_url
 from worker.errors import AddressError, PictureError
 from worker.picture import inspect
 
@@ -35,6 +36,9 @@ def follow(client: httpx.Client, url: str) -> tuple[str, bytes]:
             parsed = parse_url(url)
             if parsed.host != "127.0.0.1":
                 check_address(parsed.host)
+            refusal = wishes(client, parsed)
+            if refusal is not None:
+                return refusal, b""
             with client.stream("GET", url) as response:
                 if response.status_code == 503:
                     continue
@@ -47,10 +51,22 @@ def follow(client: httpx.Client, url: str) -> tuple[str, bytes]:
     return Reason.REDIRECTS, b""
 
 
+def wishes(client: httpx.Client, url: ParsedURL) -> Reason | None:
+    """What the site's two files say of a URL."""
+    if not Protego.parse(client.get(f"{url.origin}/robots.txt").text).can_fetch(url.url, "demo"):
+        return Reason.ROBOTS
+    rules = client.get(f"{url.origin}/.well-known/tdmrep.json").json()
+    reserved = [rule["location"] for rule in rules if rule["tdm-reservation"]]
+    path = url.url.partition(url.host)[2]
+    return Reason.OPT_OUT if any(location in path for location in reserved) else None
+
+
 def judge(response: httpx.Response) -> tuple[str, bytes]:
     """Say what a final response comes to."""
     if response.status_code != 200:
         return Reason.HTTP_STATUS, b""
+    if "noai" in response.headers.get("X-Robots-Tag", "") or "tdm-reservation" in response.headers:
+        return Reason.OPT_OUT, b""
     body = b""
     for piece in response.iter_raw():
         body += piece
@@ -86,6 +102,8 @@ def test_every_line_has_its_outcome(site):
         Reason.BLOCKED_ADDRESS,
         Reason.INVALID_URL,
         Reason.DUPLICATE,
+        Reason.ROBOTS,
+        Reason.OPT_OUT,
     }
 
 
@@ -107,6 +125,14 @@ def test_differences_are_told(site):
     wrong = next(entry for entry in site.expected if entry.outcome is Reason.CORRUPT)
     del outcomes[wrong.line]
     assert any(f"line {wrong.line} " in told for told in site.differences(outcomes))
+
+
+def test_what_was_asked_for_against_its_owner_s_will_is_told():
+    """A right outcome is not enough when the picture was requested all the same."""
+    with DemoSite(12) as site:
+        private = next(line for line in site.lines if "/private/" in line)
+        httpx.get(private, trust_env=False)
+        assert "/private/photo.jpg was asked for, and its owner forbids that" in site.differences({})
 
 
 def test_requests_are_counted(site):
