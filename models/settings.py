@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     )
     user_agent: str = Field(
         "Pixtrawl/0.1 (image crawler; set PIXTRAWL_USER_AGENT with your contact)",
-        description="User-Agent of every request; name a contact in it.",
+        description="User-Agent of every request; name a contact in it. Its first word names us in robots.txt.",
         min_length=1,
     )
     allowed_networks: Annotated[tuple[IPNetwork, ...], NoDecode] = Field(

@@ -1,5 +1,6 @@
 """The pages about the schema, typed as they stand: every block runs, and prints what the page shows."""
 
+import datetime
 import os
 import re
 import sys
@@ -18,9 +19,11 @@ from models.database import alembic_config, migrate, transaction
 from models.job_lifecycle import close_job
 from models.lifecycle import settle_chunk
 from models.members import create_profile
+from models.opt_outs import Declaration, Evidence
+from models.outcomes import Reason
 from scheduler.commands.env import libpq
 from scheduler.embedded_postgres import find_postgres
-from tests.support.crawling import NewJob, accepted, new_job, query, refused, start_next
+from tests.support.crawling import NewJob, accepted, new_job, query, refused, settle_run, start_next
 from tests.support.pages import Reader, blocks
 from tests.support.statements import sent
 
@@ -141,6 +144,23 @@ def ada_url(engine: Engine, database_url: str) -> str:
 def test_a_page_does_what_it_says(page: str, read: Callable[[str, str], None], ada_url: str) -> None:
     """Every block runs, and prints what the page shows."""
     read(page, ada_url)
+
+
+def test_the_page_of_opt_outs_shows_evidence_as_it_is_kept(
+    engine: Engine, database_url: str, read: Callable[[str, str], None]
+) -> None:
+    """Its query prints what a worker's refusals leave, and its refused command what it says."""
+    new_job(engine, [2])
+    at = datetime.datetime(2026, 11, 28, 6, 30, tzinfo=datetime.UTC)
+    robots = Evidence(
+        Declaration.ROBOTS_TXT, "https://birds.example/robots.txt", at, "Disallow: /owls/", 7, "*"
+    )
+    later = at + datetime.timedelta(seconds=1)
+    line = "X-Robots-Tag: noai, noimageai"
+    tag = Evidence(Declaration.X_ROBOTS_TAG, "https://photos.example/owl.jpg", later, line, agent="*")
+    outcomes = [refused(0, Reason.ROBOTS, evidence=robots), refused(1, Reason.OPT_OUT, evidence=tag)]
+    settle_run(engine, start_next(engine), outcomes)
+    read("opt-outs.md", database_url)
 
 
 def test_the_migration_guide_leads_there_and_back(
