@@ -260,7 +260,9 @@ def outcome(chunk: StartedChunk, candidate: Candidate) -> Outcome:
     """What became of one candidate."""
     url, position = candidate.url, candidate.position
     if position % REFUSED_EVERY == 0:
-        return Refused(position, url, Reason.HTTP_STATUS, "404 Not Found", http_status=404)
+        return Refused(
+            position, url, Reason.HTTP_STATUS, "404 Not Found", http_status=404, attempts=1, elapsed_ms=90
+        )
     digest = hashlib.sha256(b"%d/%d" % (chunk.fence.job_id, position)).digest()
     name = f"{digest.hex()}.jpg"
     return Accepted(
@@ -278,4 +280,7 @@ def outcome(chunk: StartedChunk, candidate: Candidate) -> Outcome:
         filename=name,
         fetched_at=datetime.datetime.now(datetime.UTC),
         wire_bytes=75_300,
+        http_status=200,
+        attempts=1,
+        elapsed_ms=180,
     )

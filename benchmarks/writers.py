@@ -126,7 +126,13 @@ def outcome(chunk: StartedChunk, candidate: Candidate) -> Outcome:
     """One candidate in ten has no image."""
     if candidate.position % REFUSED_EVERY == 0:
         return Refused(
-            candidate.position, candidate.url, Reason.HTTP_STATUS, "404 Not Found", http_status=404
+            candidate.position,
+            candidate.url,
+            Reason.HTTP_STATUS,
+            "404 Not Found",
+            http_status=404,
+            attempts=1,
+            elapsed_ms=90,
         )
     return picture(chunk.fence.job_id, candidate.position)
 
@@ -151,4 +157,7 @@ def picture(job_id: int, position: int) -> Accepted:
         filename=name,
         fetched_at=datetime.datetime.now(datetime.UTC),
         wire_bytes=IMAGE_BYTES,
+        http_status=200,
+        attempts=1,
+        elapsed_ms=180,
     )

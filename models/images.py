@@ -78,6 +78,15 @@ class Image(Base):
     fetched_at: Mapped[datetime.datetime | None] = mapped_column(
         comment="When it was stored, by the worker's clock"
     )
+    http_status: Mapped[int | None] = mapped_column(
+        SmallInteger, comment="Of the answer that it came with: 200 or 203; NULL: not recorded"
+    )
+    attempts: Mapped[int | None] = mapped_column(
+        SmallInteger, comment="Transfers that it took; NULL: not recorded"
+    )
+    elapsed_ms: Mapped[int | None] = mapped_column(
+        comment="Milliseconds of its transfers, redirects included, pauses not; NULL: not recorded"
+    )
 
     crawl_job: Mapped["CrawlJob"] = relationship(back_populates="images", lazy="selectin")
 
@@ -124,4 +133,10 @@ class Failure(Base):
     at: Mapped[datetime.datetime] = mapped_column(server_default=func.now(), comment="When it was recorded")
     evidence: Mapped[dict[str, Any] | None] = mapped_column(
         comment="What an owner said against it, where and when: docs/opt-outs.md; NULL: nobody said anything"
+    )
+    attempts: Mapped[int | None] = mapped_column(
+        SmallInteger, comment="Transfers that were tried; NULL: none, or not recorded"
+    )
+    elapsed_ms: Mapped[int | None] = mapped_column(
+        comment="Milliseconds of its transfers, redirects included, pauses not; NULL: none, or not recorded"
     )

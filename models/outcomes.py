@@ -74,7 +74,8 @@ class Candidate:
 @dataclass(frozen=True, slots=True)
 class Accepted:
     """A stored image. ``sha256`` is 32 bytes; ``perceptual_hash`` a signed 64-bit integer; sizes in bytes and
-    pixels; ``storage_url`` names the object that is already in the store.
+    pixels; ``storage_url`` names the object that is already in the store. ``attempts`` and ``elapsed_ms`` are of
+    its transfers, see worker/fetch.py.
     """
 
     position: int
@@ -91,6 +92,9 @@ class Accepted:
     filename: str
     fetched_at: datetime.datetime
     wire_bytes: int
+    http_status: int | None = None
+    attempts: int | None = None
+    elapsed_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +113,8 @@ class Refused:
     downloaded: bool = False
     wire_bytes: int = 0
     evidence: Evidence | None = None
+    attempts: int | None = None
+    elapsed_ms: int | None = None
 
 
 Outcome = Accepted | Refused

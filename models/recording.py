@@ -54,12 +54,14 @@ def record_outcomes(session: Session, job_id: int, chunk_id: int, outcomes: Sequ
 
 INSERT_IMAGES = text("""
 INSERT INTO images (crawl_job_id, chunk_id, position, original_url, filename, storage_url, width, height,
-    file_size, format, sha256, perceptual_hash, orientation, final_url, fetched_at)
+    file_size, format, sha256, perceptual_hash, orientation, final_url, fetched_at, http_status, attempts,
+    elapsed_ms)
 SELECT :job_id, :chunk_id, * FROM unnest(
     CAST(:position AS int[]), CAST(:original_url AS text[]), CAST(:filename AS text[]),
     CAST(:storage_url AS text[]), CAST(:width AS int[]), CAST(:height AS int[]), CAST(:file_size AS int[]),
     CAST(:format AS text[]), CAST(:sha256 AS bytea[]), CAST(:perceptual_hash AS bigint[]),
-    CAST(:orientation AS smallint[]), CAST(:final_url AS text[]), CAST(:fetched_at AS timestamptz[]))
+    CAST(:orientation AS smallint[]), CAST(:final_url AS text[]), CAST(:fetched_at AS timestamptz[]),
+    CAST(:http_status AS smallint[]), CAST(:attempts AS smallint[]), CAST(:elapsed_ms AS int[]))
 ON CONFLICT DO NOTHING RETURNING position
 """)
 IMAGE_COLUMNS = (
@@ -76,6 +78,9 @@ IMAGE_COLUMNS = (
     "orientation",
     "final_url",
     "fetched_at",
+    "http_status",
+    "attempts",
+    "elapsed_ms",
 )
 
 
@@ -116,8 +121,10 @@ def duplicates(session: Session, job_id: int, images: Sequence[Accepted]) -> lis
             image.original_url,
             Reason.DUPLICATE,
             f"the same bytes as candidate {first[image.sha256]}",
-            http_status=200,
+            http_status=image.http_status,
             final_url=image.final_url,
+            attempts=image.attempts,
+            elapsed_ms=image.elapsed_ms,
         )
         for image in images
     ]
@@ -125,15 +132,27 @@ def duplicates(session: Session, job_id: int, images: Sequence[Accepted]) -> lis
 
 INSERT_FAILURES = text("""
 INSERT INTO failures (job_id, chunk_id, position, position_end, url, reason, http_status, final_url, detail,
-    evidence)
-SELECT :job_id, :chunk_id, position, position, url, reason, http_status, final_url, detail, evidence FROM unnest(
+    evidence, attempts, elapsed_ms)
+SELECT :job_id, :chunk_id, position, position, url, reason, http_status, final_url, detail, evidence, attempts,
+    elapsed_ms
+FROM unnest(
     CAST(:position AS int[]), CAST(:url AS text[]), CAST(:reason AS text[]), CAST(:http_status AS smallint[]),
-    CAST(:final_url AS text[]), CAST(:detail AS text[]), CAST(:evidence AS jsonb[]))
-    AS refused (position, url, reason, http_status, final_url, detail, evidence)
+    CAST(:final_url AS text[]), CAST(:detail AS text[]), CAST(:evidence AS jsonb[]), CAST(:attempts AS smallint[]),
+    CAST(:elapsed_ms AS int[]))
+    AS refused (position, url, reason, http_status, final_url, detail, evidence, attempts, elapsed_ms)
 """)
 
 
-FAILURE_COLUMNS = ("position", "url", "reason", "http_status", "final_url", "detail")
+FAILURE_COLUMNS = (
+    "position",
+    "url",
+    "reason",
+    "http_status",
+    "final_url",
+    "detail",
+    "attempts",
+    "elapsed_ms",
+)
 
 
 def insert_failures(session: Session, job_id: int, chunk_id: int, failures: Sequence[Refused]) -> None:

@@ -108,7 +108,11 @@ def keep(child: Child, store: Store, candidate: Candidate, fetched: Fetched, dec
             picture = decoder.inspect(fetched.body)
     except CandidateError as error:
         error.http_status, error.final_url = fetched.http_status, fetched.final_url
-        error.wire_bytes = fetched.wire_bytes
+        error.wire_bytes, error.attempts, error.elapsed_ms = (
+            fetched.wire_bytes,
+            fetched.attempts,
+            fetched.elapsed_ms,
+        )
         raise
     filename = f"{picture.sha256.hex()}.{picture.format.extension}"
     with child.storing():
@@ -128,6 +132,9 @@ def keep(child: Child, store: Store, candidate: Candidate, fetched: Fetched, dec
         filename=filename,
         fetched_at=datetime.datetime.now(datetime.UTC),
         wire_bytes=fetched.wire_bytes,
+        http_status=fetched.http_status,
+        attempts=fetched.attempts,
+        elapsed_ms=fetched.elapsed_ms,
     )
 
 
@@ -144,4 +151,6 @@ def refusal(candidate: Candidate, error: CandidateError) -> Refused:
         downloaded=isinstance(error, PictureError),
         wire_bytes=error.wire_bytes,
         evidence=error.evidence,
+        attempts=error.attempts,
+        elapsed_ms=error.elapsed_ms,
     )

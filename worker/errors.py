@@ -14,7 +14,7 @@ from models.outcomes import TRANSIENT, Reason
 class CandidateError(Exception):
     """One candidate ends here, or is tried again when ``transient``.
 
-    ``wire_bytes`` counts what was received.
+    ``wire_bytes`` counts what was received, ``attempts`` and ``elapsed_ms`` the transfers.
     """
 
     evidence: Evidence | None = None
@@ -38,6 +38,8 @@ class CandidateError(Exception):
         self.final_url = final_url
         self.retry_after_seconds = retry_after_seconds
         self.wire_bytes = wire_bytes
+        self.attempts: int | None = None
+        self.elapsed_ms: int | None = None
 
 
 class AddressError(CandidateError):

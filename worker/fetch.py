@@ -47,7 +47,9 @@ Headers = CIMultiDictProxy[str]
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A whole body, content coding undone. ``wire_bytes`` counts body bytes as received, of every attempt."""
+    """A whole body, content coding undone. ``wire_bytes`` counts body bytes as received, of every attempt;
+    ``elapsed_ms`` the milliseconds of all ``attempts``, redirects included, pauses between them not.
+    """
 
     url: str
     final_url: str
@@ -57,6 +59,8 @@ class Fetched:
     wire_bytes: int
     redirects: int
     headers: Headers
+    attempts: int = 1
+    elapsed_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,7 @@ class Visit:
         "seen",
         "start",
         "target",
+        "tries",
         "wire_bytes",
     )
 
@@ -99,6 +104,8 @@ class Visit:
         """Memory of its body, reserved until the caller releases it."""
         self.start = parse_url(candidate.url)
         self.attempts = self.refusals = self.wire_bytes = 0
+        self.tries = 0
+        """Attempts that were begun, counted or not."""
         self.seconds = 0.0
         """Of all its requests together; waiting for turns is not among them."""
         self.latency_seconds: float | None = None
@@ -120,6 +127,8 @@ class Visit:
         """
         error.wire_bytes = self.wire_bytes
         error.final_url = error.final_url or self.target.url
+        if self.tries:
+            error.attempts, error.elapsed_ms = self.tries, round(1000 * self.seconds)
         if error.reason is Reason.RATE_LIMITED:
             self.refusals += 1
             delay_seconds = error.retry_after_seconds or 0.0
@@ -164,18 +173,18 @@ async def step(
     It has the deadline ``transfer_seconds_max``. Raises CandidateError only.
     """
     transfer = _Transfer(transport, settings, visit, clock, hooks, accept)
-    began = clock()
+    visit.tries += visit.target is visit.start
     try:
         return await transfer.run()
     finally:
         visit.wire_bytes += transfer.body.wire_bytes
-        visit.seconds += clock() - began
+        visit.seconds += clock() - transfer.began
 
 
 class _Transfer:
     """One request of a visit: from its address to the end of the body."""
 
-    __slots__ = ("_clock", "_headers", "_hooks", "_settings", "_transport", "_visit", "body")
+    __slots__ = ("_clock", "_headers", "_hooks", "_settings", "_transport", "_visit", "began", "body")
 
     def __init__(
         self,
@@ -192,6 +201,7 @@ class _Transfer:
         self._clock = clock
         self._hooks = hooks
         self._headers = {"Accept": accept}
+        self.began = clock()
         self.body = BodyReader(
             bytes_max=settings.image_bytes_max,
             rate_min=settings.transfer_rate_min,
@@ -218,9 +228,8 @@ class _Transfer:
         """Each hop is a request of its own, checked as if it were the first. No redirect's body is read."""
         visit = self._visit
         visit.latency_seconds = None
-        began = self._clock()
         received = await self._transport.send("GET", visit.target.url, headers=self._headers)
-        visit.latency_seconds = self._clock() - began
+        visit.latency_seconds = self._clock() - self.began
         try:
             location = received.headers.get("Location") if received.status in _REDIRECTS else None
             if location is not None:
@@ -238,6 +247,8 @@ class _Transfer:
             wire_bytes=visit.wire_bytes + self.body.wire_bytes,
             redirects=visit.redirects,
             headers=received.headers,
+            attempts=visit.tries,
+            elapsed_ms=round(1000 * (visit.seconds + self._clock() - self.began)),
         )
 
     def _step(self, location: str, status: int) -> None:

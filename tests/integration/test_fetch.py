@@ -5,6 +5,7 @@ import datetime
 import email.utils
 import inspect
 import socket
+import time
 
 import httpx
 import pytest
@@ -222,6 +223,29 @@ async def test_a_drip_meets_the_deadline():
     assert (error.reason, error.transient) == (Reason.TIMEOUT, True)
     assert error.final_url == f"{target.origin}/"
     assert len(target.requests) == 2
+    assert error.attempts == 2
+    assert error.elapsed_ms >= 2 * 300
+
+
+@in_loop
+async def test_transfers_are_timed_and_pauses_are_not():
+    """An outcome tells its attempts and their time together, however long was waited between them."""
+    paused = 0.0
+
+    async def pause(seconds):
+        nonlocal paused
+        paused += 3600
+
+    async def answer(request, write):
+        await write(response(PIXELS, 503 if len(server.requests) < 3 else 200))
+
+    async with serve(answer) as server, door(transfer_attempts=3, allowed_networks=()) as blocked:
+        assert (await failure(blocked("no URL"))).attempts is None
+        async with door(transfer_attempts=3) as get:
+            fetched = await get(server.origin, sleep=pause, clock=lambda: time.monotonic() + paused)
+    assert paused == 2 * 3600
+    assert fetched.attempts == 3
+    assert 0 <= fetched.elapsed_ms < 3600 * 1000
 
 
 @in_loop

@@ -253,6 +253,26 @@ def test_the_same_bytes_are_one_image_of_a_job(engine):
     check_books(engine)
 
 
+def test_how_the_transfer_went_is_recorded(engine):
+    """Of images, of failures, and of what turns out to be a duplicate; NULL where nothing was tried."""
+    new_job(engine, [4])
+    chunk = start_next(engine)
+    outcomes = [
+        replace(accepted(0, "a"), http_status=203, attempts=2, elapsed_ms=70),
+        replace(accepted(1, "a"), http_status=200, attempts=1, elapsed_ms=80),
+        refused(2, Reason.TIMEOUT, attempts=3, elapsed_ms=180_000),
+        refused(3, Reason.INVALID_URL),
+    ]
+    write(engine, settle_chunk, chunk.fence, outcomes)
+    went = "SELECT position, http_status, attempts, elapsed_ms FROM"
+    assert query(engine, f"{went} images") == [(0, 203, 2, 70)]
+    assert query(engine, f"{went} failures ORDER BY 1") == [
+        (1, 200, 1, 80),
+        (2, None, 3, 180_000),
+        (3, None, None, None),
+    ]
+
+
 def test_the_same_bytes_in_two_transactions_at_once(engine):
     """Two workers that store the same 200 pictures in opposite order, and meet midway, get each once."""
     job = new_job(engine, [200] * 2)
@@ -454,6 +474,7 @@ def test_lost_leases_in_a_row_fail_a_chunk(engine):
             assert rescued is not None
             assert rescue_chunk(session, 2) is None
         check_books(engine)
+        change(engine, "UPDATE job_chunks SET available_at = NULL")  # The pause between losses is over.
         return rescued.failed
 
     assert [lose(), lose()] == [False, False]

@@ -77,7 +77,7 @@ COLUMNS = {
         +
         chunk_id int? · position int? · sha256 bytea? · perceptual_hash bigint? · orientation smallint? ·
         keyword text? · final_url text? · source_page text? · provider varchar(50)? · licence text? ·
-        creator text? · fetched_at timestamptz?
+        creator text? · fetched_at timestamptz? · http_status smallint? · attempts smallint? · elapsed_ms int?
     """,
     "activity_logs": """
         id serial · user_id uuid? · action text · resource_type varchar(50)? · resource_id varchar(50)? ·
@@ -133,7 +133,8 @@ COLUMNS = {
     "failures": """
         +
         job_id int · position int · position_end int · chunk_id int? · url text? · reason varchar(30) ·
-        http_status smallint? · final_url text? · detail text? · at timestamptz = now() · evidence jsonb?
+        http_status smallint? · final_url text? · detail text? · at timestamptz = now() · evidence jsonb? ·
+        attempts smallint? · elapsed_ms int?
     """,
     "workers": """
         +

@@ -61,6 +61,9 @@ def accepted(position: int, content: object = None) -> Accepted:
         filename=f"{sha256.hex()}.jpg",
         fetched_at=datetime.datetime.now(datetime.UTC),
         wire_bytes=150,
+        http_status=200,
+        attempts=1,
+        elapsed_ms=40,
     )
 
 

@@ -59,4 +59,7 @@ INSERT INTO leadership (scheduler) VALUES ('h/1')""",
 INSERT INTO failures (job_id, position, position_end, reason, evidence)
     VALUES (1, 10, 10, 'robots', '{"rule": "robots.txt"}'), (1, 11, 11, 'opt_out', NULL);
 UPDATE crawl_jobs SET ignored_opt_outs = '["robots", "tdm"]' WHERE id = 1""",
+    "014": """
+UPDATE images SET http_status = 200, attempts = 2, elapsed_ms = 7;
+UPDATE failures SET attempts = 3, elapsed_ms = 9""",
 }
