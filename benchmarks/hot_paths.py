@@ -16,9 +16,11 @@ from sqlalchemy.orm import Session
 
 from benchmarks.filling import LARGE, WAITING_SIZE
 from models import audit, reports
+from models.breakdown import sample_outcomes
 from models.credits import grant
 from models.database import transaction
 from models.ending import drain_cancelled, drain_paused, rescue_chunk
+from models.failures import list_failures
 from models.job_lifecycle import (
     cancel_job,
     close_job,
@@ -94,6 +96,8 @@ class Paths:
     def look(self) -> None:
         """What commands show of the large account and its job, and of everything."""
         self.step("`show`", lambda session: reports.job_report(session, self.job_id))
+        self.step("`show`: hosts", lambda session: sample_outcomes(session, self.job_id))
+        self.step("`failures`: a page", partial(list_failures, job_id=self.job_id, first=0))
         self.step("`jobs`", reports.job_reports)
         self.step("`jobs --user`", partial(reports.job_reports, user=LARGE))
         self.step("`jobs --status failed`", partial(reports.job_reports, status="failed"))

@@ -47,6 +47,10 @@ FINAL = frozenset({Reason.DUPLICATE, Reason.NOT_NEEDED})
 """Reasons that no other try can change: the image is there, or is not wanted."""
 
 
+WEB_PAGE = "a web page or other markup"
+"""Detail of a ``not_an_image`` that is a page, for whoever counts them."""
+
+
 class ImageFormat(StrEnum):
     """Formats that are stored. The value is what ``images.format`` holds."""
 

@@ -27,6 +27,8 @@ COMMANDS = {
         "jobs": "List jobs, the newest first.",
         "show": "Show one job.",
         "watch": "Follow a job until it ends.",
+        "report": "Count a job's outcomes by reason and host, and say what the pattern tells.",
+        "failures": "List the candidates of a job without an image, and why.",
         "cancel": "End a job early and keep what it has.",
         "pause": "Hand out nothing more of a job.",
         "resume": "Go on with a paused job.",

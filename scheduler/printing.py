@@ -86,6 +86,12 @@ def counted(number: int, noun: str) -> str:
     return f"{count(number)} {noun}{'' if number == 1 else 's'}"
 
 
+def clipped(text: str, characters: int = 40) -> str:
+    """Text that is too long for a table, without its middle."""
+    half = (characters - 1) // 2
+    return text if len(text) <= characters else f"{text[:half]}…{text[-half:]}"
+
+
 def size(number: float) -> str:
     """Bytes: 75.3 MB."""
     for unit, name in SIZES:

@@ -6,9 +6,10 @@ Progress goes to standard error: a live bar on a terminal, plain lines elsewhere
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from functools import partial
+from typing import Any, Protocol, Self, TypeVar
 
 import click
 from rich.console import Console, Group, RenderableType
@@ -17,18 +18,25 @@ from rich.table import Table
 from rich.text import Text
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
 
 from models.database import transaction, transient
 from models.jobs import JobStatus
+from models.outcomes import Reason
 from models.reports import job_report, live_workers
-from scheduler.printing import count, duration, place, size, state
+from scheduler.explain import explain
+from scheduler.printing import clipped, count, duration, place, size, state
 
 ENDED = frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED})
 LOOK_SECONDS = 0.25
 PLAIN_SECONDS = 5
+HOSTS_SHOWN = 3
+STATUSES_SHOWN = 3
 WINDOW_SECONDS = 10
 WORKERLESS_SECONDS = 15
 DATABASE_AWAY_SECONDS_MAX = 60
+
+Seen = TypeVar("Seen")
 
 
 class UnknownJobError(LookupError):
@@ -38,7 +46,13 @@ class UnknownJobError(LookupError):
 def find_job(engine: Engine, job_id: int) -> dict[str, Any]:
     """The object of ``show --json``. Raises UnknownJobError."""
     with transaction(engine) as session:
-        job = job_report(session, job_id)
+        job = look_up(session, job_id)
+        return job | explain(session, job)
+
+
+def look_up(session: Session, job_id: int) -> dict[str, Any]:
+    """What the job's row tells, without a look at its outcomes. Raises UnknownJobError."""
+    job = job_report(session, job_id)
     if job is None:
         raise UnknownJobError(f"There is no job {job_id}: `pixtrawl jobs` shows those there are.")
     return job
@@ -47,7 +61,7 @@ def find_job(engine: Engine, job_id: int) -> dict[str, Any]:
 def follow(
     engine: Engine, job_id: int, *, stop: Callable[[Mapping[str, Any]], bool] = lambda _: False
 ) -> dict[str, Any]:
-    """Show a job's progress until it has ended, or ``stop`` says so of its report; return the last report.
+    """Show a job's progress until it has ended, or ``stop`` says so of its report; return what ``find_job`` does.
 
     Raises UnknownJobError; a database that is away is waited for.
     """
@@ -57,7 +71,7 @@ def follow(
             job = watched.look()
             display.show(job, watched.status(job), watched.pace(job))
             if job["status"] in ENDED or stop(job):
-                return job
+                return watched.explained(job)
             time.sleep(LOOK_SECONDS)
 
 
@@ -82,17 +96,13 @@ class Watched:
 
     def look(self) -> dict[str, Any]:
         """The job now. Tries again for a while when the database is away."""
-        while True:
-            try:
-                job = find_job(self.engine, self.job_id)
-                self._look_for_workers(job)
-            except DBAPIError as error:
-                if not transient(error) or time.monotonic() - self.seen_at > DATABASE_AWAY_SECONDS_MAX:
-                    raise
-                time.sleep(1)
-            else:
-                self.seen_at = time.monotonic()
-                return job
+        job = self._read(partial(look_up, job_id=self.job_id))
+        self._look_for_workers(job)
+        return job
+
+    def explained(self, job: dict[str, Any]) -> dict[str, Any]:
+        """The job as it was seen, with why its candidates failed."""
+        return job | self._read(partial(explain, job=job))
 
     def status(self, job: Mapping[str, Any]) -> str:
         """The job's state in words, or why nothing happens."""
@@ -119,10 +129,21 @@ class Watched:
     def _look_for_workers(self, job: Mapping[str, Any]) -> None:
         """Say so when a job stands still because nobody works."""
         still = time.monotonic() - self.moved_at > WORKERLESS_SECONDS
-        self.workerless = False
-        if still and not job["active_chunks"]:
-            with transaction(self.engine) as session:
-                self.workerless = live_workers(session) == 0
+        self.workerless = still and not job["active_chunks"] and self._read(live_workers) == 0
+
+    def _read(self, read: Callable[[Session], Seen]) -> Seen:
+        """Read in a transaction; again for a while when the database is away."""
+        while True:
+            try:
+                with transaction(self.engine) as session:
+                    seen = read(session)
+            except DBAPIError as error:
+                if not transient(error) or time.monotonic() - self.seen_at > DATABASE_AWAY_SECONDS_MAX:
+                    raise
+                time.sleep(1)
+            else:
+                self.seen_at = time.monotonic()
+                return seen
 
 
 def fraction_done(job: Mapping[str, Any]) -> float:
@@ -217,7 +238,8 @@ def summary(job: Mapping[str, Any]) -> RenderableType:
     table.add_row("candidates", count(job["total_images"]), "")
     table.add_row("  accepted", count(job["valid_images"]), size(job["bytes"]))
     for reason, number in sorted(job["failures"].items(), key=lambda pair: (-pair[1], pair[0])):
-        table.add_row(f"  {reason}", count(number), "")
+        answers = shares(job["statuses"]) if reason == Reason.HTTP_STATUS else ""
+        table.add_row(f"  {reason}", count(number), answers)
     unresolved = job["total_images"] - job["valid_images"] - job["failed_images"]
     if unresolved:
         table.add_row("  no outcome yet", count(unresolved), "")
@@ -228,16 +250,36 @@ def summary(job: Mapping[str, Any]) -> RenderableType:
         "credits charged", count(job["credits"]["charged"]), f"{count(held)} more held" if held else ""
     )
     where = Text(f"images in {place(job['store_url'] or '')}", overflow="fold")
-    return Group(_title(job), table, where, *[Text(hint) for hint in hints(job)])
+    hosts = [worst_hosts(job)] if job["hosts"] else []
+    return Group(title(job), table, *hosts, where, *[Text(hint["message"]) for hint in job["hints"]])
 
 
-def hints(job: Mapping[str, Any]) -> Iterator[str]:
-    """What to do when one reason explains most of a job."""
-    if 2 * job["failures"].get("blocked_address", 0) > job["total_images"]:
-        yield "Most addresses are not public: if they are your own, set PIXTRAWL_ALLOWED_NETWORKS."
+def shares(statuses: Mapping[str, int]) -> str:
+    """The most frequent statuses and their parts: 404 (90 %), 403 (10 %)."""
+    total = sum(statuses.values())
+    said = [f"{status} ({100 * number / total:.0f} %)" for status, number in statuses.items()]
+    return ", ".join(said[:STATUSES_SHOWN])
 
 
-def _title(job: Mapping[str, Any]) -> Text:
+def worst_hosts(job: Mapping[str, Any]) -> RenderableType:
+    """The hosts with most failures, and why."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    about = "about " if job["hosts_sampled"] else ""
+    for host in job["hosts"][:HOSTS_SHOWN]:
+        asked = host["failures"] + host["accepted"]
+        number = f"{about}{count(host['failures'])} of {count(asked)}"
+        table.add_row(f"  {clipped(host['host'])}", number, main_reason(host))
+    return Group("failures by host", table)
+
+
+def main_reason(host: Mapping[str, Any]) -> str:
+    """Why a host failed most: mostly http_status 403."""
+    reason = next(iter(host["reasons"]))
+    status = f" {next(iter(host['statuses']))}" if reason == Reason.HTTP_STATUS and host["statuses"] else ""
+    return f"{'mostly ' if len(host['reasons']) > 1 else ''}{reason}{status}"
+
+
+def title(job: Mapping[str, Any]) -> Text:
     """Job 7 'birds.txt' completed in 12.3 s (142 images/s); how long it has stood still is not known."""
     text = f"Job {job['id']} '{job['name']}' {state(job)}"
     seconds = job["duration_seconds"]

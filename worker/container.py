@@ -8,7 +8,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 
-from models.outcomes import ImageFormat, Reason
+from models.outcomes import WEB_PAGE, ImageFormat, Reason
 from worker.errors import PictureError
 
 JPEG_END = b"\xff\xd9"
@@ -222,7 +222,7 @@ def _describe(body: bytes) -> str:
         return "the body is empty"
     text = body[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith(b"<"):
-        return "an SVG drawing, which is not stored" if b"<svg" in text else "a web page or other markup"
+        return "an SVG drawing, which is not stored" if b"<svg" in text else WEB_PAGE
     for prefix, kind in OTHER_KINDS:
         if body.startswith(prefix):
             return kind
