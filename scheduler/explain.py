@@ -28,6 +28,8 @@ from scheduler.hints import find_hints
 
 HOSTS_SHOWN = 10
 """Hosts in the object of ``show --json``; `pixtrawl report` has more."""
+SAMPLE_SHARE_MIN = 0.02
+"""A host that has fewer of the failures is in a sample by chance: forty rows of 2,048 are right to a sixth."""
 
 
 @dataclass(slots=True)
@@ -72,14 +74,16 @@ class Group:
 def explain(session: Session, job: Mapping[str, Any]) -> dict[str, Any]:
     """What the object of ``show --json`` says beyond the job's row: statuses, worst hosts and hints.
 
-    With ``hosts_sampled`` the numbers of hosts and statuses are estimates, from at most 2,560 rows.
+    With ``hosts_sampled`` the numbers of hosts and statuses are estimates, from at most 2,560 rows, and hosts with
+    few of the failures are left out.
     """
     cells = sample_outcomes(session, job["id"]) if job["failed_images"] else ()
     breakdown = break_down(job, cells)
     hosts = group_by_host(breakdown)
+    least = SAMPLE_SHARE_MIN * job["failed_images"] if breakdown.sampled else 0
     return {
         "statuses": statuses_of(breakdown),
-        "hosts": worst(hosts, HOSTS_SHOWN),
+        "hosts": worst(hosts, HOSTS_SHOWN, least),
         "hosts_sampled": breakdown.sampled,
         "hints": [hint.report() for hint in find_hints(breakdown)],
     }
@@ -131,9 +135,9 @@ def statuses_of(breakdown: Breakdown) -> dict[str, int]:
     return statuses
 
 
-def worst(hosts: Mapping[str, Group], limit: int) -> list[dict[str, Any]]:
-    """The hosts with most failures first; none without any."""
-    failing = [(name, group) for name, group in hosts.items() if group.reasons]
+def worst(hosts: Mapping[str, Group], limit: int, least: float = 0) -> list[dict[str, Any]]:
+    """The hosts with most failures first; none without any, or with fewer than ``least``."""
+    failing = [(name, group) for name, group in hosts.items() if group.reasons and group.failures >= least]
     failing.sort(key=lambda item: (-item[1].failures, item[0]))
     return [{"host": name} | group.report() for name, group in failing[:limit]]
 

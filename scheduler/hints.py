@@ -1,6 +1,6 @@
 """What the pattern of a job's failures tells, and what to do about it: a closed list, docs/outcomes.md has it, too.
 
-Pure: from a breakdown to sentences. Each rule looks at one pattern and names how many candidates it explains.
+Pure: from a breakdown to sentences. Each rule looks at one pattern.
 """
 
 from collections.abc import Callable, Mapping
@@ -85,7 +85,7 @@ def user_agent_refused(breakdown: Breakdown) -> Hint | None:
         return None
     return Hint(
         HintCode.USER_AGENT_REFUSED,
-        f"Sites refuse the user agent: {about(breakdown, number)} requests to {count(len(hosts))} hosts "
+        f"Sites refuse the user agent: {about(breakdown, number)} requests to {hosts_of(breakdown, hosts)} "
         f"({statuses(breakdown, refused)}). Name a contact in PIXTRAWL_USER_AGENT, as many sites ask of crawlers.",
         number,
     )
@@ -133,7 +133,9 @@ def rate_limited(breakdown: Breakdown) -> Hint | None:
     if not many(breakdown, number):
         return None
     hosts = breakdown.by_host(lambda cell: cell.reason == Reason.RATE_LIMITED)
-    where = f" on {count(len(hosts))} hosts" if len(hosts) > 1 else f" by {most(hosts)[0]}" if hosts else ""
+    where = (
+        f" on {hosts_of(breakdown, hosts)}" if len(hosts) > 1 else f" by {most(hosts)[0]}" if hosts else ""
+    )
     return Hint(
         HintCode.RATE_LIMITED,
         f"{count(number)} candidates were rate-limited{where}: lower PIXTRAWL_HOST_TRANSFERS or "
@@ -150,9 +152,9 @@ def dns_overloaded(breakdown: Breakdown) -> Hint | None:
         return None
     return Hint(
         HintCode.DNS_OVERLOADED,
-        f"The name server did not answer for {about(breakdown, number)} candidates on {count(len(hosts))} hosts: "
-        "overloaded, or away. Lower PIXTRAWL_TRANSFERS or run a caching resolver on this machine, then "
-        f"`pixtrawl retry {breakdown.job_id} --only dns`.",
+        f"The name server did not answer for {about(breakdown, number)} candidates on "
+        f"{hosts_of(breakdown, hosts)}: overloaded, or away. Lower PIXTRAWL_TRANSFERS or run a caching resolver, "
+        f"then `pixtrawl retry {breakdown.job_id} --only dns`.",
         number,
     )
 
@@ -166,7 +168,7 @@ def bandwidth_full(breakdown: Breakdown) -> Hint | None:
         return None
     return Hint(
         HintCode.BANDWIDTH_FULL,
-        f"{count(number)} candidates on {count(len(hosts))} hosts timed out or were too slow: perhaps the "
+        f"{count(number)} candidates on {hosts_of(breakdown, hosts)} timed out or were too slow: perhaps the "
         "connection is full. Lower PIXTRAWL_TRANSFERS or the number of workers, then "
         f"`pixtrawl retry {breakdown.job_id}`.",
         number,
@@ -181,8 +183,8 @@ def tls_broken(breakdown: Breakdown) -> Hint | None:
         return None
     return Hint(
         HintCode.TLS_BROKEN,
-        f"TLS failed for {count(number)} candidates on {count(len(hosts))} hosts: check the clock of the workers' "
-        "machines, and that their certificate authorities (ca-certificates) are up to date.",
+        f"TLS failed for {count(number)} candidates on {hosts_of(breakdown, hosts)}: check the clock of the "
+        "workers' machines, and that their certificate authorities (ca-certificates) are up to date.",
         number,
     )
 
@@ -287,6 +289,11 @@ def statuses(breakdown: Breakdown, wanted: Callable[[Cell], bool]) -> str:
     """The statuses of cells, the most frequent first: 403, 401."""
     counted = breakdown.add_up(lambda cell: cell.http_status if wanted(cell) else None)
     return ", ".join(map(str, sorted(counted, key=lambda status: -counted[status])[:STATUSES_MAX]))
+
+
+def hosts_of(breakdown: Breakdown, hosts: Mapping[str, float]) -> str:
+    """How many hosts there are: a sample has met only some."""
+    return f"{'at least ' if breakdown.sampled else ''}{count(len(hosts))} hosts"
 
 
 def about(breakdown: Breakdown, number: float) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from models.outcomes import Candidate
 from models.queueing import Message
 from models.retrying import TRANSIENT_FAILURES, retry_chunks
 from models.settings import Settings, read_settings
+from scheduler.progress import find_job
 from tests.support.crawling import (
     NewJob,
     balance_of,
@@ -83,12 +85,15 @@ def crawl(child: Child, engine) -> int:
 
 def test_a_chunk_is_crawled_to_its_end(engine, child, site, tmp_path) -> None:
     """Images are stored, failures named, the hold settled."""
-    urls = [f"{site.url}/free/{number}" for number in range(5)] + [f"{site.url}/missing", "no URL"]
+    urls = [f"{site.url}/free/{number}" for number in range(5)] + [f"{site.url}/missing/0", "no URL"]
     job = job_of(engine, urls, (tmp_path / "images").as_uri())
     chunk = read_chunk(engine, crawl(child, engine))
     assert (chunk["status"], chunk["accepted"], chunk["failed"]) == ("completed", 5, 2)
     assert read_job(engine, job.id)["failures"] == {"http_status": 1, "invalid_url": 1}
     assert len(list((tmp_path / "images").iterdir())) == 5
+    went = "SELECT DISTINCT http_status, attempts, elapsed_ms >= 0 FROM"
+    assert query(engine, f"{went} images") == [(200, 1, True)]
+    assert query(engine, f"{went} failures ORDER BY 1") == [(404, 1, True), (None, None, None)]
     check_books(engine)
 
 
@@ -265,6 +270,42 @@ def test_a_cancelled_chunk_does_not_wait_for_a_name_server(engine, child, settin
         assert time.monotonic() - cancelled.result() < 2
     assert read_job(engine, job.id)["failures"] == {"cancelled": 300}
     check_books(engine)
+
+
+class BusyResolver(AbstractResolver):
+    """A name server that knows no host of the domain ``gone.test``, and answers for no other one."""
+
+    async def resolve(self, host: str, *_: object, **__: object) -> list[ResolveResult]:
+        """Fail at once."""
+        code = socket.EAI_NONAME if host.endswith("gone.test") else socket.EAI_AGAIN
+        raise socket.gaierror(code, "no address")
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+@pytest.mark.parametrize(
+    ("domain", "attempts", "hint"), [("gone.test", 1, "dead_links"), ("busy.test", 2, "dns_overloaded")]
+)
+def test_names_that_are_gone_and_a_name_server_that_is_busy_are_told_apart(
+    engine, settings, tmp_path, domain, attempts, hint
+) -> None:
+    """By the attempts that were made: the first is an old list, the second wants fewer transfers."""
+    job = job_of(engine, [f"http://{number}.{domain}/" for number in range(6)], tmp_path.as_uri())
+    child = Child(settings.model_copy(update={"transfer_attempts": 2}))
+
+    async def crawl_with_names(message: Message) -> None:
+        child.transport = GuardedTransport(child.settings, resolver=BusyResolver())
+        await crawl_chunk(child, message.chunk_id, message.attempt)
+
+    [message] = queue_ready(engine)
+    try:
+        child.run(crawl_with_names(message))
+    finally:
+        child.close()
+    rows = query(engine, "SELECT DISTINCT reason, attempts, elapsed_ms >= 0 FROM failures")
+    assert rows == [("dns", attempts, True)]
+    assert [hint["code"] for hint in find_job(engine, job.id)["hints"]] == [hint]
 
 
 def test_what_nobody_expected_is_one_outcome(engine, child, site, tmp_path, monkeypatch) -> None:

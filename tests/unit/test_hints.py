@@ -8,10 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.breakdown import UNTROUBLED, Breakdown, Cell, break_down, host_of
-from models.outcomes import Reason
+from models.outcomes import WEB_PAGE, Reason
 from models.settings import Settings
 from scheduler.hints import HINTS_MAX, HintCode, find_hints
 from scheduler.remedies import REMEDIES
+from worker.container import read_container
+from worker.errors import PictureError
 
 ROOT = Path(__file__).parents[2]
 COMING = {"HOST_TRANSFERS", "HOST_RATE"}
@@ -109,7 +111,7 @@ def test_a_sample_says_about() -> None:
     assert sum(breakdown.troubles.values()) == pytest.approx(9000)
     dead, slow = find_hints(breakdown)
     assert "about 5,000 links" in dead.message
-    assert slow.message.startswith("4,000 candidates on 4 hosts")
+    assert slow.message.startswith("4,000 candidates on at least 4 hosts")
 
 
 HOSTS = st.none() | st.sampled_from(["a.test", "b.test", "c.test", "d.test", "[::1]"])
@@ -181,6 +183,13 @@ def test_every_reason_and_hint_is_documented() -> None:
     rows = [(name, meaning.strip(), remedy.strip()) for name, meaning, remedy in ROW.findall(OUTCOMES)]
     assert [name for name, *_ in rows] == [*map(str, Reason), *map(str, HintCode)]
     assert all(meaning and remedy for _, meaning, remedy in rows)
+
+
+def test_a_web_page_is_known_by_its_detail() -> None:
+    """What the hint counts is what the worker writes."""
+    with pytest.raises(PictureError) as caught:
+        read_container(b"<!DOCTYPE html><html>Not here</html>")
+    assert caught.value.detail == WEB_PAGE
 
 
 @pytest.mark.parametrize(
