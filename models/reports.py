@@ -71,6 +71,20 @@ def job_reports(
     return _reports(session, JOBS, filters)
 
 
+CHUNKS = text("""
+SELECT c.id, c.chunk_index, CASE WHEN c.status <> 'pending' THEN c.status WHEN c.queued_at IS NOT NULL THEN 'queued'
+        WHEN c.available_at IS NOT NULL THEN 'parked' ELSE c.status END AS status,
+    c.image_range, c.size AS candidates, c.accepted, c.failed, c.priority, c.attempt, c.retry_count, c.worker,
+    c.lease_until, c.available_at, c.error_message, c.updated_at
+FROM job_chunks c WHERE c.job_id = :job_id ORDER BY c.chunk_index
+""")
+
+
+def chunk_reports(session: Session, job_id: int) -> list[dict[str, Any]]:
+    """Every chunk of a job in the order of its source; a pending one may be ``queued`` or ``parked``."""
+    return _reports(session, CHUNKS, {"job_id": job_id})
+
+
 ACCOUNT = text(f"""
 SELECT u.email AS "user", a.current_balance AS balance, holds.held,
     CASE WHEN a.usage_period >= {PERIOD} THEN a.monthly_usage ELSE 0 END AS monthly_usage, a.monthly_limit,

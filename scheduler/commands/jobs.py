@@ -1,16 +1,20 @@
 """``pixtrawl jobs``, ``show``, ``watch``, ``cancel``, ``pause``, ``resume``, ``priority``: jobs that exist."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import click
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from models.database import transaction
+from models.database import connection_lost, transaction, transient
 from models.job_lifecycle import cancel_job, pause_job, resume_job
 from models.jobs import JobStatus
 from models.prioritizing import change_priority
-from models.reports import job_reports
+from models.reports import chunk_reports, job_reports
 from scheduler.commands.options import json_option, limit_option, user_option
 from scheduler.connect import open_database
 from scheduler.printing import count, moment, print_json, print_rich, print_table, state
@@ -30,6 +34,12 @@ COLUMNS = (
 )
 SPARE = ("CREATED", "PROJECT", "PRIORITY")
 NUMBERS = ("JOB", "DONE", "CANDIDATES", "ACCEPTED", "FAILED", "PRIORITY")
+CHUNK_COLUMNS = ("CHUNK", "STATUS", "CANDIDATES", "ACCEPTED", "FAILED", "ATTEMPT", "LOST", "WORKER", "ERROR")
+CHUNK_SPARE = ("WORKER", "LOST", "ATTEMPT")
+CHUNK_NUMBERS = ("CHUNK", "ACCEPTED", "FAILED", "ATTEMPT", "LOST")
+NO_JOBS = "There is no job yet: `pixtrawl submit` makes one."
+BUSY_SECONDS_MAX = 60
+"""How long a job whose row others keep locked is tried again."""
 job_argument = click.argument("job", type=click.IntRange(1, 2_147_483_647))
 
 
@@ -48,6 +58,9 @@ def jobs(status: str | None, project: str | None, user: str | None, limit: int, 
         reports = job_reports(session, status=status, project=project, user=user, limit=limit)
     if as_json:
         print_json(reports)
+        return
+    if not reports:
+        click.echo("There is no such job." if status or project or user else NO_JOBS, err=True)
         return
     rows = [
         (
@@ -69,15 +82,37 @@ def jobs(status: str | None, project: str | None, user: str | None, limit: int, 
 
 @click.command()
 @job_argument
+@click.option("--chunks", is_flag=True, help="Its chunks, too: `pixtrawl retry --chunk` takes their numbers.")
 @json_option
-def show(job: int, as_json: bool) -> None:
-    """Show one job: its state, its outcomes by reason, its credits and where its images are."""
+def show(job: int, chunks: bool, as_json: bool) -> None:
+    """Show one job: its state, its outcomes by reason and host, its credits and where its images are."""
     with open_database() as (_, engine):
         report = find_job(engine, job)
+        if chunks:
+            with transaction(engine) as session:
+                report["chunks"] = chunk_reports(session, job)
     if as_json:
         print_json(report)
         return
     print_rich(summary(report))
+    if report.get("chunks"):
+        print_table(
+            CHUNK_COLUMNS, map(_chunk_row, report["chunks"]), numbers=CHUNK_NUMBERS, spare=CHUNK_SPARE
+        )
+
+
+def _chunk_row(chunk: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        str(chunk["id"]),
+        chunk["status"],
+        f"{chunk['image_range'].get('start', 0)}-{chunk['image_range'].get('end', 0) - 1}",
+        count(chunk["accepted"]),
+        count(chunk["failed"]),
+        str(chunk["attempt"]),
+        str(chunk["retry_count"]),
+        chunk["worker"] or "",
+        chunk["error_message"] or "",
+    )
 
 
 @click.command()
@@ -140,11 +175,10 @@ def priority(job: int, number: int, as_json: bool) -> None:
     )
 
 
-def _move(job_id: int, arrow: Callable[[Session, int], bool], sentence: str, as_json: bool) -> None:
+def _move(job_id: int, arrow: Callable[..., bool], sentence: str, as_json: bool) -> None:
     """Take one arrow of a job and say what happens next; refuse when it leads nowhere from the job's state."""
     with open_database() as (_, engine):
-        with transaction(engine) as session:
-            moved = arrow(session, job_id)
+        moved = _persist(engine, partial(arrow, job_id=job_id))
         report = find_job(engine, job_id)
     if not moved:
         if report["status"] in ENDED:
@@ -156,3 +190,19 @@ def _move(job_id: int, arrow: Callable[[Session, int], bool], sentence: str, as_
         print_json(report)
         return
     click.echo(f"Job {job_id} {sentence}.")
+
+
+def _persist(engine: Engine, arrow: Callable[[Session], bool]) -> bool:
+    """Take an arrow, again for a while when others keep the job's row locked: nothing was written then."""
+    deadline = time.monotonic() + BUSY_SECONDS_MAX
+    told = False
+    while True:
+        try:
+            with transaction(engine) as session:
+                return arrow(session)
+        except DBAPIError as error:
+            if connection_lost(error) or not transient(error) or time.monotonic() > deadline:
+                raise
+            if not told:
+                click.echo("Others keep the job locked: trying again for a minute.", err=True)
+            told = True

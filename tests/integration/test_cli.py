@@ -1,5 +1,6 @@
 """The command line: what it prints where, its exit codes, and that no error is a traceback."""
 
+import datetime
 import json
 import os
 import pty
@@ -7,20 +8,21 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import click
 import pytest
 from sqlalchemy import func, text
 
 from models import Failure
-from models.database import transaction
+from models.database import SESSION_LIMITS, transaction
 from models.job_lifecycle import notify
 from models.jobs import ChunkStatus, JobStatus, SourceKind
 from models.notifications import NotificationType
 from models.reports import job_report, job_reports
 from scheduler.cli import COMMANDS, main, pixtrawl
 from tests.support.factories import create_chunk, create_job, create_profile, create_project
-from tests.support.processes import PROGRAM, started
+from tests.support.processes import PROGRAM, started, until
 
 USER = "ada@example.invalid"
 SHOWN = {
@@ -149,6 +151,52 @@ def test_jobs(environment, session, job, capsys):
     table = capsys.readouterr().out.splitlines()
     assert table[0].split()[:4] == ["JOB", "NAME", "PROJECT", "STATUS"]
     assert table[1].split()[:4] == [str(later.id), "Pikes", "Fish", "pending"]
+
+
+def test_jobs_that_are_not_there(environment, capsys):
+    """One sentence instead of an empty table, and an empty list for a program."""
+    assert printed_json(capsys, "jobs") == []
+    for arguments, sentence in (
+        (["--user", "nobody@example.invalid"], "There is no such job.\n"),
+        ([], "There is no job yet: `pixtrawl submit` makes one.\n"),
+    ):
+        assert main(["jobs", *arguments]) == 0
+        assert capsys.readouterr() == ("", sentence)
+
+
+def test_show_lists_chunks(environment, session, job, capsys):
+    """In the order of the job, with what each waits for."""
+    now = datetime.datetime.now(datetime.UTC)
+    create_chunk(session, job, 10, queued_at=now)
+    parked = create_chunk(session, job, 10, available_at=now, error_message="the store is away")
+    session.commit()
+    chunks = printed_json(capsys, "show", str(job.id), "--chunks")["chunks"]
+    assert [chunk["status"] for chunk in chunks] == ["completed", "processing", "queued", "parked"]
+    assert chunks[1]["worker"] == "worker@test"
+    assert chunks[3]["image_range"] == {"start": 30, "end": 40}
+    assert "chunks" not in printed_json(capsys, "show", str(job.id))
+    assert main(["show", str(job.id), "--chunks"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[-5].split()[:3] == ["CHUNK", "STATUS", "CANDIDATES"]
+    assert shown[-1].split()[:5] == [str(parked.id), "parked", "30-39", "0", "0"]
+    assert shown[-1].endswith("the store is away")
+
+
+def test_a_job_that_others_keep_locked_is_tried_again(environment, engine, job, capsys, monkeypatch):
+    """A lock that outlasts one try is waited for; one that never ends is exit code 3."""
+    monkeypatch.setitem(SESSION_LIMITS, "lock_timeout", "100ms")
+    with engine.connect() as other:
+        other.execute(text("SELECT FROM crawl_jobs FOR UPDATE"))
+        monkeypatch.setattr("scheduler.commands.jobs.BUSY_SECONDS_MAX", 0.3)
+        assert main(["pause", str(job.id)]) == 3
+        assert "Others keep the job locked" in capsys.readouterr().err
+        monkeypatch.setattr("scheduler.commands.jobs.BUSY_SECONDS_MAX", 60)
+        with ThreadPoolExecutor(1) as thread:
+            paused = thread.submit(main, ["pause", str(job.id)])
+            until(lambda: "Others keep" in capsys.readouterr().err, "a try that failed")
+            other.rollback()
+            assert paused.result(60) == 0
+    assert "is paused" in capsys.readouterr().out
 
 
 def test_jobs_fit_a_narrow_terminal(environment, job):

@@ -204,8 +204,9 @@ def test_screens_fit_80_columns(environment, engine, job) -> None:
     """Long hosts are clipped and long URLs folded; every figure is there."""
     long = f"http://{'very-long-' * 12}.test/a/" + "b" * 100
     change(engine, "UPDATE failures SET url = :long, final_url = NULL WHERE url LIKE '%.test%'", long=long)
-    for command in ("show", "report", "failures"):
-        lines = on_terminal(environment, command, job.id)
+    change(engine, "UPDATE job_chunks SET error_message = repeat('very-long ', 20)")
+    for command in (["show"], ["show", "--chunks"], ["report"], ["failures"]):
+        lines = on_terminal(environment, *command, job.id)
         assert max(map(len, lines)) <= 80, lines
         assert any("very-long" in line for line in lines)
     assert any(
