@@ -47,8 +47,12 @@ class Image(Base):
         String(255), comment="Name of its object: sha256 (hex) and extension"
     )
     storage_url: Mapped[str | None] = mapped_column(comment="Where its object is, as a URL")
-    width: Mapped[int | None] = mapped_column(comment="Pixels as they are stored, before orientation")
-    height: Mapped[int | None] = mapped_column(comment="Pixels as they are stored, before orientation")
+    width: Mapped[int | None] = mapped_column(
+        comment="Pixels as they are stored, before orientation; NULL: its job does not look"
+    )
+    height: Mapped[int | None] = mapped_column(
+        comment="Pixels as they are stored, before orientation; NULL: its job does not look"
+    )
     file_size: Mapped[int | None] = mapped_column(comment="Bytes of its object")
     format: Mapped[str | None] = mapped_column(
         String(10), comment="What its bytes are, whatever its URL says: jpeg, png, webp, gif, avif"
@@ -64,9 +68,12 @@ class Image(Base):
         LargeBinary, comment="Digest of its object, 32 bytes; NULL: another service's"
     )
     perceptual_hash: Mapped[int | None] = mapped_column(
-        BigInteger, comment="64-bit difference hash, signed: similar pictures differ in few bits"
+        BigInteger,
+        comment="64-bit difference hash, signed: similar pictures differ in few bits; NULL: not decoded",
     )
-    orientation: Mapped[int | None] = mapped_column(SmallInteger, comment="EXIF orientation, 1 to 8")
+    orientation: Mapped[int | None] = mapped_column(
+        SmallInteger, comment="EXIF orientation, 1 to 8; NULL: its job does not look"
+    )
     final_url: Mapped[str | None] = mapped_column(comment="URL that answered, after redirects")
     keyword: Mapped[str | None] = mapped_column(comment="Word that found it; NULL: it was not searched for")
     source_page: Mapped[str | None] = mapped_column(

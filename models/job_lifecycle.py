@@ -16,6 +16,7 @@ from models.credits import PERIOD
 from models.jobs import BlockedReason, JobStatus, SourceKind
 from models.notifications import NotificationType
 from models.opt_outs import OptOut
+from models.outcomes import Verification
 from models.queueing import LIVE
 
 
@@ -33,13 +34,14 @@ class JobRequest:
     unit_price: int
     fingerprint: str
     ignored_opt_outs: Collection[OptOut] = ()
+    verification: Verification = Verification.FULL
 
 
 CREATE = text("""
 INSERT INTO crawl_jobs (project_id, name, priority, max_images, source_kind, source, total_images, unit_price,
-    fingerprint, store_url, ignored_opt_outs)
+    fingerprint, store_url, ignored_opt_outs, verification)
 VALUES (:project_id, :name, :priority, :max_images, :source_kind, CAST(:source AS jsonb), :candidates,
-    :unit_price, :fingerprint, :store_url, CAST(:ignored_opt_outs AS jsonb))
+    :unit_price, :fingerprint, :store_url, CAST(:ignored_opt_outs AS jsonb), :verification)
 RETURNING id
 """)
 PLACE = text("UPDATE crawl_jobs SET store_url = :root || '/jobs/' || id WHERE id = :job_id")
@@ -57,6 +59,7 @@ def create_job(session: Session, request: JobRequest, store_root: str, *, folder
         "candidates": request.candidates,
         "unit_price": request.unit_price,
         "fingerprint": request.fingerprint,
+        "verification": request.verification.value,
         "store_url": folder,
         "ignored_opt_outs": json.dumps(sorted(request.ignored_opt_outs)),
     }

@@ -31,6 +31,7 @@ from models.base import (
     one_of,
 )
 from models.opt_outs import OptOut
+from models.outcomes import Verification
 from models.readiness import RAISE_READY_PRIORITY, TRIGGERS
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ class CrawlJob(Base):
         one_of("source_kind", SourceKind),
         one_of("source_state", SourceState),
         one_of("blocked_reason", BlockedReason),
+        one_of("verification", Verification),
         CheckConstraint("source_position >= 0", name="source_position"),
         CheckConstraint("progress BETWEEN 0 AND 100", name="progress"),
         CheckConstraint("priority BETWEEN 0 AND 10", name="priority"),
@@ -291,6 +293,11 @@ class CrawlJob(Base):
     ignored_opt_outs: Mapped[list[Any]] = mapped_column(
         server_default=text("'[]'::jsonb"),
         comment="Array of the opt-outs that it does not obey, as far as the operator of a worker allows it, too",
+    )
+    verification: Mapped[str] = mapped_column(
+        String(10),
+        server_default=default_word(Verification.FULL),
+        comment="How closely its images are looked at: full (decoded), header (walked), none (their first bytes)",
     )
 
     project: Mapped[Project] = relationship(back_populates="crawl_jobs", lazy="selectin")

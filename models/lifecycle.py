@@ -16,7 +16,7 @@ from models.candidates import unpack_candidates
 from models.credits import PAID, CreditError, settle
 from models.jobs import ChunkStatus
 from models.opt_outs import OptOut
-from models.outcomes import Candidate, Outcome
+from models.outcomes import Candidate, Outcome, Verification
 from models.recording import RESOLVED, Tally, count_job, count_usage, record_outcomes
 
 
@@ -43,12 +43,13 @@ class StartedChunk:
     unpaid: int
     store_url: str
     retry_count: int
+    verification: Verification
     ignored_opt_outs: frozenset[OptOut] = frozenset()
 
 
 STARTED_COLUMNS = f"""c.job_id, p.user_id, c.checkpoint, c.candidates,
     CAST(c.image_range->>'start' AS int) AS first, c.accepted + c.failed AS resolved, c.retry_count, j.store_url,
-    j.ignored_opt_outs,
+    j.ignored_opt_outs, j.verification,
     {PAID} / j.unit_price - c.accepted AS covered"""
 START = text(f"""
 UPDATE job_chunks c SET status = 'processing', worker = :worker, queued_at = NULL,
@@ -97,8 +98,15 @@ def start_chunk(
     fence = Fence(chunk_id, row.job_id, row.user_id, worker, attempt, row.checkpoint)
     covered = min(len(candidates), max(0, row.covered))
     unpaid = len(candidates) - covered
-    ignored = frozenset(map(OptOut, row.ignored_opt_outs))
-    return StartedChunk(fence, candidates[:covered], unpaid, row.store_url, row.retry_count, ignored)
+    return StartedChunk(
+        fence,
+        candidates[:covered],
+        unpaid,
+        row.store_url,
+        row.retry_count,
+        Verification(row.verification),
+        frozenset(map(OptOut, row.ignored_opt_outs)),
+    )
 
 
 LOOK = text("""

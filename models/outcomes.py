@@ -66,6 +66,16 @@ class ImageFormat(StrEnum):
         return "jpg" if self is ImageFormat.JPEG else self.value
 
 
+class Verification(StrEnum):
+    """How closely a body is looked at before it is an image: every pixel decoded; the file walked from its header
+    to its end, without a pixel; or its first bytes only.
+    """
+
+    FULL = "full"
+    HEADER = "header"
+    NONE = "none"
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """One line of a source: its position in the job (from 0), the URL as given, and its line (from 1)."""
@@ -78,20 +88,20 @@ class Candidate:
 @dataclass(frozen=True, slots=True)
 class Accepted:
     """A stored image. ``sha256`` is 32 bytes; ``perceptual_hash`` a signed 64-bit integer; sizes in bytes and
-    pixels; ``storage_url`` names the object that is already in the store. ``attempts`` and ``elapsed_ms`` are of
-    its transfers, see worker/fetch.py.
+    pixels; ``storage_url`` names the object that is already in the store. None: its job's verification does not
+    look at it. ``attempts`` and ``elapsed_ms`` are of its transfers, see worker/fetch.py.
     """
 
     position: int
     original_url: str
     final_url: str
     sha256: bytes
-    perceptual_hash: int
-    width: int
-    height: int
+    perceptual_hash: int | None
+    width: int | None
+    height: int | None
     file_size: int
     format: ImageFormat
-    orientation: int
+    orientation: int | None
     storage_url: str
     filename: str
     fetched_at: datetime.datetime

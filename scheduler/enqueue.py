@@ -23,6 +23,7 @@ from models.job_lifecycle import JobRequest, create_job
 from models.jobs import SourceKind
 from models.members import Owner, find_project, find_user, own_project
 from models.opt_outs import OptOut, read_opt_outs
+from models.outcomes import Verification
 from models.reports import account_report, find_same_request
 from models.settings import Settings
 from worker.address import parse_url
@@ -71,6 +72,7 @@ class Wanted:
     max_images: int | None
     priority: int
     folder: str | None
+    verification: Verification
     ignored_opt_outs: tuple[OptOut, ...] = ()
 
 
@@ -143,6 +145,7 @@ def submit(
     priority: int = 5,
     folder: str | None = None,
     ignore_opt_outs: str = "",
+    verification: Verification = Verification.FULL,
     reuse: bool = False,
 ) -> Submission:
     """Make one job of ``inputs``, in their order: paths, or ``-`` for standard input.
@@ -162,6 +165,7 @@ def submit(
         priority=priority,
         folder=folder,
         ignored_opt_outs=check_ignored(settings, ignore_opt_outs),
+        verification=verification,
     )
     _check_options(inputs, wanted)
     with transaction(engine) as session:
@@ -200,6 +204,8 @@ def _create(
     options: list[object] = [owner.project_id, max_images, wanted.priority, wanted.folder]
     if wanted.ignored_opt_outs:
         options.append(wanted.ignored_opt_outs)
+    if wanted.verification is not Verification.FULL:  # So that jobs from before there was a choice are found.
+        options.append(wanted.verification)
     fingerprint = _fingerprint(copy, options)
     same = find_same_request(session, owner.project_id, fingerprint) if reuse else None
     if same is not None:
@@ -215,6 +221,7 @@ def _create(
         unit_price=settings.credits_per_image,
         fingerprint=fingerprint,
         ignored_opt_outs=wanted.ignored_opt_outs,
+        verification=wanted.verification,
     )
     job_id = create_job(session, request, settings.store, folder=wanted.folder)
     return Submission(job_id, copy.candidates, owner.project_name)

@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 
 from models.database import transaction, transient
 from models.jobs import JobStatus
-from models.outcomes import Reason
+from models.outcomes import Reason, Verification
 from models.reports import job_report, live_workers
 from scheduler.explain import explain
 from scheduler.printing import clipped, count, duration, place, size, state
@@ -236,7 +236,8 @@ def summary(job: Mapping[str, Any]) -> RenderableType:
     table.add_column(justify="right")
     table.add_column()
     table.add_row("candidates", count(job["total_images"]), "")
-    table.add_row("  accepted", count(job["valid_images"]), size(job["bytes"]))
+    level = "" if job["verification"] == Verification.FULL else f" (verification: {job['verification']})"
+    table.add_row("  accepted", count(job["valid_images"]), size(job["bytes"]) + level)
     for reason, number in sorted(job["failures"].items(), key=lambda pair: (-pair[1], pair[0])):
         answers = shares(job["statuses"]) if reason == Reason.HTTP_STATUS else ""
         table.add_row(f"  {reason}", count(number), answers)

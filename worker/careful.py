@@ -16,7 +16,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from models.outcomes import ImageFormat, Reason
+from models.outcomes import ImageFormat, Reason, Verification
 from models.settings import Settings, read_settings
 from worker.errors import PictureError
 from worker.picture import Picture, inspect
@@ -35,13 +35,14 @@ _LENGTH = struct.Struct("!I")
 class PlainDecoder:
     """No helper: pictures are decoded in this process, which ends when a decoder hangs."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, verification: Verification = Verification.FULL) -> None:
         self.settings = settings
+        self.verification = verification
         self.seconds_max = settings.decode_seconds_max
 
     def inspect(self, body: bytes) -> Picture:
         """Inspect ``body``. Raises PictureError."""
-        return inspect(body, self.settings)
+        return inspect(body, self.settings, self.verification)
 
     def close(self) -> None:
         """Nothing to end."""
@@ -53,8 +54,9 @@ class CarefulDecoder:
     For one thread. The helper ends with its owner: its end of the connection is closed then.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, verification: Verification = Verification.FULL) -> None:
         self.settings = settings
+        self.verification = verification
         # The helper's own end comes first: to be started, to get a body, to answer.
         self.seconds_max = START_SECONDS_MAX + 2 * settings.decode_seconds_max + BURY_SECONDS_MAX
         self._helper: subprocess.Popen[bytes] | None = None
@@ -90,7 +92,7 @@ class CarefulDecoder:
         }
         with theirs:
             self._helper = subprocess.Popen(
-                [sys.executable, "-P", "-m", "worker.careful", json.dumps(limits)],
+                [sys.executable, "-P", "-m", "worker.careful", json.dumps(limits), self.verification],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -146,7 +148,7 @@ def _read(connection: socket.socket, length: int, deadline: float | None) -> byt
 
 def main() -> None:
     """The helper: a picture in, a description or a reason out, until the connection is closed."""
-    settings = read_settings(**json.loads(sys.argv[1]))
+    settings, verification = read_settings(**json.loads(sys.argv[1])), Verification(sys.argv[2])
     memory = OWN_BYTES + BYTES_PER_PIXEL * settings.image_pixels_max
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -158,7 +160,7 @@ def main() -> None:
         except OSError:
             return
         _limit_processor_time(settings.decode_seconds_max)
-        _send(connection, json.dumps(_describe(body, settings)).encode(), START_SECONDS_MAX)
+        _send(connection, json.dumps(_describe(body, settings, verification)).encode(), START_SECONDS_MAX)
 
 
 def _limit_processor_time(seconds: float) -> None:
@@ -168,9 +170,9 @@ def _limit_processor_time(seconds: float) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
 
 
-def _describe(body: bytes, settings: Settings) -> dict[str, Any]:
+def _describe(body: bytes, settings: Settings, verification: Verification) -> dict[str, Any]:
     try:
-        picture = inspect(body, settings)
+        picture = inspect(body, settings, verification)
     except PictureError as error:
         return {"reason": error.reason.value, "detail": error.detail}
     return asdict(picture) | {"format": picture.format.value, "sha256": picture.sha256.hex()}

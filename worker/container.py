@@ -6,6 +6,7 @@ Reads lengths and trailers only. Must never decode a pixel or allocate by a numb
 import re
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from models.outcomes import WEB_PAGE, ImageFormat, Reason
@@ -54,18 +55,23 @@ def read_container(body: bytes) -> Container:
     too early or goes on as a web page.
     """
     try:
-        if body.startswith(b"\xff\xd8\xff"):
-            return _read_jpeg(body)
-        if body.startswith(b"\x89PNG\r\n\x1a\n"):
-            return _read_png(body)
-        if body.startswith(b"RIFF") and body[8:12] == b"WEBP":
-            return _read_webp(body)
-        if body.startswith((b"GIF87a", b"GIF89a")):
-            return _read_gif(body)
-        if body[4:8] == b"ftyp" and AVIF_BRANDS & _brands(body):
-            return _read_avif(body)
+        return READERS[tell_format(body)](body)
     except (struct.error, IndexError):
         raise _cut() from None
+
+
+def tell_format(body: bytes) -> ImageFormat:
+    """Tell the format from the first bytes. Raises PictureError, NOT_AN_IMAGE."""
+    if body.startswith(b"\xff\xd8\xff"):
+        return ImageFormat.JPEG
+    if body.startswith(b"\x89PNG\r\n\x1a\n"):
+        return ImageFormat.PNG
+    if body.startswith(b"RIFF") and body[8:12] == b"WEBP":
+        return ImageFormat.WEBP
+    if body.startswith((b"GIF87a", b"GIF89a")):
+        return ImageFormat.GIF
+    if body[4:8] == b"ftyp" and AVIF_BRANDS & _brands(body):
+        return ImageFormat.AVIF
     raise PictureError(Reason.NOT_AN_IMAGE, _describe(body))
 
 
@@ -138,14 +144,14 @@ def _webp_size(body: bytes, kind: bytes, start: int) -> tuple[int, int]:
 def _read_gif(body: bytes) -> Container:
     """Blocks up to the trailer (GIF89a, appendix B). A frame may reach over the edge of the screen."""
     width, height, flags = struct.unpack_from("<HHB", body, 6)
-    position, frames = 13 + _gif_table_bytes(flags), 0
+    position, frames = 13 + gif_table_bytes(flags), 0
     while (block := body[position]) != GIF_TRAILER:
         if block == GIF_EXTENSION:
-            position = _skip_gif_data(body, position + 2)
+            position = skip_gif_data(body, position + 2)
         elif block == GIF_IMAGE:
             left, top, wide, high, flags = struct.unpack_from("<4HB", body, position + 1)
             width, height, frames = max(width, left + wide), max(height, top + high), frames + 1
-            position = _skip_gif_data(body, position + 11 + _gif_table_bytes(flags))
+            position = skip_gif_data(body, position + 11 + gif_table_bytes(flags))
         elif block == 0:
             # Old encoders pad blocks with zeros, and every viewer skips them.
             position += 1
@@ -157,11 +163,12 @@ def _read_gif(body: bytes) -> Container:
     return Container(ImageFormat.GIF, width, height, frames)
 
 
-def _gif_table_bytes(flags: int) -> int:
+def gif_table_bytes(flags: int) -> int:
+    """Bytes of the colour table that the flags of a screen or a frame announce."""
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
-def _skip_gif_data(body: bytes, position: int) -> int:
+def skip_gif_data(body: bytes, position: int) -> int:
     """Position behind a chain of sub-blocks, which an empty one ends."""
     while length := body[position]:
         position += length + 1
@@ -229,3 +236,12 @@ def _describe(body: bytes) -> str:
     if body[4:8] == b"ftyp":
         return f"a file of brand {body[8:12].decode('ascii', 'replace')!r}, a format that is not stored"
     return "the first bytes are of no known image format"
+
+
+READERS: dict[ImageFormat, Callable[[bytes], Container]] = {
+    ImageFormat.JPEG: _read_jpeg,
+    ImageFormat.PNG: _read_png,
+    ImageFormat.WEBP: _read_webp,
+    ImageFormat.GIF: _read_gif,
+    ImageFormat.AVIF: _read_avif,
+}

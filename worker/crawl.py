@@ -118,7 +118,9 @@ class ChunkRun:
         self.chunk = chunk
         self.fence: Fence = chunk.fence
         self.cancelled = self.committing = self.ending = False
-        self.decoder = (CarefulDecoder if chunk.retry_count else PlainDecoder)(child.settings)
+        self.decoder = (CarefulDecoder if chunk.retry_count else PlainDecoder)(
+            child.settings, chunk.verification
+        )
         self.checkpoint_outcomes = CAREFUL_OUTCOMES if chunk.retry_count else CHECKPOINT_OUTCOMES
         self.hooks = child.opt_outs.hooks(chunk.ignored_opt_outs)
         self.line = asyncio.Lock()

@@ -1,4 +1,5 @@
-"""One body becomes a verified Picture: every frame decoded within bounds, sha256, perceptual hash, orientation.
+"""One body becomes a verified Picture: every frame decoded within bounds, sha256, perceptual hash, orientation;
+or less of it, where its job asks for less.
 
 Must never open a format outside ImageFormat, nor allocate pixels before their number was checked.
 Thread-safe; Pillow and hashlib release the interpreter lock while they work.
@@ -13,7 +14,6 @@ from dataclasses import dataclass
 
 from PIL import (
     AvifImagePlugin,
-    ExifTags,
     GifImagePlugin,
     Image,
     ImageFile,
@@ -22,10 +22,11 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from models.outcomes import ImageFormat, Reason
+from models.outcomes import ImageFormat, Reason, Verification
 from models.settings import Settings
-from worker.container import Container, read_container
+from worker.container import Container, read_container, tell_format
 from worker.errors import PictureError
+from worker.header import exif_orientation, read_header
 
 # The allow-list is a class per format rather than Image.open(formats=…): the same decoders, without the step
 # that turns a JPEG into an MPO and refuses good pictures whose list of further pictures is out of date.
@@ -75,26 +76,32 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 class Picture:
     """A verified image. Sizes are stored pixels, before ``orientation`` (EXIF, 1 to 8) is applied, and bytes.
 
-    ``sha256`` has 32 bytes. ``perceptual_hash`` is a dHash, signed: similar pictures differ in few bits.
+    ``sha256`` has 32 bytes. ``perceptual_hash`` is a dHash, signed: similar pictures differ in few bits. None: not
+    looked at.
     """
 
     format: ImageFormat
-    width: int
-    height: int
-    orientation: int
+    width: int | None
+    height: int | None
+    orientation: int | None
     sha256: bytes
-    perceptual_hash: int
+    perceptual_hash: int | None
     file_size: int
 
 
-def inspect(body: bytes, settings: Settings) -> Picture:
-    """Decode every frame of ``body`` and describe it.
+def inspect(body: bytes, settings: Settings, verification: Verification = Verification.FULL) -> Picture:
+    """Look at ``body`` as closely as ``verification`` says, and describe it.
 
     Raises PictureError: NOT_AN_IMAGE, CORRUPT, or TOO_MANY_PIXELS by ``image_pixels_max`` (all frames
     together) and ``image_frames_max``, which are checked before anything is decoded.
     """
+    if verification is Verification.NONE:
+        digest = hashlib.sha256(body).digest()
+        return Picture(tell_format(body), None, None, None, digest, None, len(body))
     container = read_container(body)
     _check_bounds(container.width, container.height, container.frames, settings)
+    if verification is Verification.HEADER:
+        return _read(body, container, settings)
     Image.MAX_IMAGE_PIXELS = settings.image_pixels_max
     try:
         return _decode(body, container, settings)
@@ -103,6 +110,13 @@ def inspect(body: bytes, settings: Settings) -> Picture:
     except DECODER_ERRORS as error:
         detail = str(error) or type(error).__name__
         raise PictureError(Reason.CORRUPT, f"{container.format} cannot be decoded: {detail}") from None
+
+
+def _read(body: bytes, container: Container, settings: Settings) -> Picture:
+    header = read_header(body, container)
+    _check_bounds(header.width, header.height, header.frames, settings)
+    digest = hashlib.sha256(body).digest()
+    return Picture(container.format, header.width, header.height, header.orientation, digest, None, len(body))
 
 
 def _check_bounds(width: int, height: int, frames: int, settings: Settings) -> None:
@@ -130,7 +144,7 @@ def _decode(body: bytes, container: Container, settings: Settings) -> Picture:
             # A GIF's first frame may be larger than its screen.
             width, height = image.size
         perceptual_hash = difference_hash(image)
-        orientation = _orientation(image.info.get("exif", b""))
+        orientation = exif_orientation(image.info.get("exif", b""))
         for frame in range(1, frames):
             image.seek(frame)
             image.load()
@@ -165,22 +179,3 @@ def difference_hash(image: Image.Image) -> int:
         for left in range(start, start + 8):
             bits = bits << 1 | (pixels[left] < pixels[left + 1])
     return bits - (1 << 64) if bits >> 63 else bits
-
-
-def _orientation(exif: bytes) -> int:
-    """Orientation in the first directory of an EXIF block (EXIF 2.32, 4.6.2), or 1.
-
-    Broken metadata does not make a picture corrupt. Pillow's own reader costs a quarter of a JPEG's decode.
-    """
-    start = 6 if exif.startswith(b"Exif\0\0") else 0
-    order = "<" if exif.startswith(b"II", start) else ">"
-    try:
-        position = start + struct.unpack_from(order + "I", exif, start + 4)[0]
-        entries = struct.unpack_from(order + "H", exif, position)[0]
-        for entry in range(position + 2, position + 2 + 12 * entries, 12):
-            tag, _, _, value = struct.unpack_from(order + "HHIH", exif, entry)
-            if tag == ExifTags.Base.Orientation:
-                return value if value in range(1, 9) else 1
-    except struct.error:
-        pass
-    return 1

@@ -5,6 +5,8 @@ from typing import TypeVar
 
 import click
 
+from models.outcomes import Verification
+
 Command = TypeVar("Command", bound=Callable[..., object])
 
 
@@ -36,3 +38,10 @@ def limit_option(command: Command) -> Command:
     return click.option("--limit", type=counts, default=20, show_default=True, help="Show so many at most.")(
         command
     )
+
+
+def verify_option(command: Command) -> Command:
+    """``--verify``, as the parameter ``verify``: a word of Verification."""
+    words = click.Choice([level.value for level in Verification])
+    meaning = "Decode each image, read its header only, or take what begins as one.  [default: full]"
+    return click.option("--verify", type=words, default=Verification.FULL.value, help=meaning)(command)

@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from models.jobs import BlockedReason, JobStatus
+from models.outcomes import Verification
 from models.settings import Settings, read_settings
-from scheduler.commands.options import ignore_opt_outs_option, json_option
+from scheduler.commands.options import ignore_opt_outs_option, json_option, verify_option
 from scheduler.interrupts import INTERRUPTED
 from scheduler.printing import counted, print_json, print_rich, state
 
@@ -31,6 +32,7 @@ WAY_OUT = {
 @click.option("--concurrency", type=click.IntRange(1, 1024), help="Chunks at once.  [default: processors]")
 @click.option("--again", is_flag=True, help="Crawl anew, whatever was crawled before.")
 @ignore_opt_outs_option
+@verify_option
 @json_option
 def run(
     inputs: tuple[str, ...],
@@ -42,6 +44,7 @@ def run(
     concurrency: int | None,
     again: bool,
     ignore_opt_outs: str,
+    verify: str,
     as_json: bool,
 ) -> int:
     """Crawl the URLs in INPUT (a text file, one a line; - for standard input) and wait for the end.
@@ -60,6 +63,7 @@ def run(
         "max_images": max_images,
         "priority": priority,
         "ignore_opt_outs": ignore_opt_outs,
+        "verification": Verification(verify),
     }
     return crawl(settings, inputs, options, folder, concurrency=concurrency, again=again, as_json=as_json)
 

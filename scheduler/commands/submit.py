@@ -2,7 +2,8 @@
 
 import click
 
-from scheduler.commands.options import ignore_opt_outs_option, json_option, user_option
+from models.outcomes import Verification
+from scheduler.commands.options import ignore_opt_outs_option, json_option, user_option, verify_option
 from scheduler.connect import open_database
 from scheduler.enqueue import DEFAULT_PROJECT
 from scheduler.enqueue import submit as enqueue
@@ -17,6 +18,7 @@ from scheduler.printing import counted, print_json
 @click.option("--max-images", type=int, help="Stop when so many images are accepted.  [default: all]")
 @click.option("--priority", type=int, default=5, show_default=True, help="0 to 10, 10 most urgent.")
 @ignore_opt_outs_option
+@verify_option
 @json_option
 def submit(
     inputs: tuple[str, ...],
@@ -26,6 +28,7 @@ def submit(
     max_images: int | None,
     priority: int,
     ignore_opt_outs: str,
+    verify: str,
     as_json: bool,
 ) -> None:
     """Queue a job for files of URLs, one a line; - is standard input.
@@ -52,6 +55,7 @@ def submit(
             max_images=max_images,
             priority=priority,
             ignore_opt_outs=ignore_opt_outs,
+            verification=Verification(verify),
         )
         job = find_job(engine, submission.job_id)
         with transaction(engine) as session:

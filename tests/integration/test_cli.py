@@ -404,8 +404,11 @@ def test_notifications(environment, engine, member, capsys):
 def test_submit_prints_the_object_of_show(environment, capsys, tmp_path):
     """`submit --json` prints exactly what `show --json` prints for the new job."""
     (tmp_path / "list.txt").write_text("http://a.example/1\n")
-    submitted = printed_json(capsys, "submit", "list.txt")
+    submitted = printed_json(capsys, "submit", "list.txt", "--verify", "header")
     assert submitted == printed_json(capsys, "show", str(submitted["id"]))
+    assert submitted["verification"] == "header"
+    assert main(["show", str(submitted["id"])]) == 0
+    assert "(verification: header)" in capsys.readouterr().out
 
 
 def test_migrate(environment, empty_database_url, monkeypatch, capsys):

@@ -408,3 +408,32 @@ def test_a_sync_that_hangs_ends_its_process(engine, child, site, tmp_path, monke
     assert (chunk["status"], chunk["accepted"], chunk["retry_count"]) == ("pending", 0, 0)
     assert chunk["available_at"] is not None
     check_books(engine)
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize(
+    ("level", "failures", "sizes"),
+    [
+        ("full", {"corrupt": 2}, {(24, 16, 1)}),
+        ("header", {"corrupt": 1}, {(24, 16, 1)}),
+        ("none", {}, {(None, None, None)}),
+    ],
+)
+def test_images_are_looked_at_as_closely_as_the_job_says(
+    engine, child, site, tmp_path, level, failures, sizes, lost
+) -> None:
+    """What only decoding refuses passes by its header, a file that breaks off without any verification; what was
+    not looked at is NULL. A careful worker judges alike.
+    """
+    urls = [f"{site.url}/{kind}/1" for kind in ("free", "garbled", "cut", "missing")]
+    job = job_of(engine, urls, (tmp_path / "images").as_uri())
+    change(engine, "UPDATE crawl_jobs SET verification = :level", level=level)
+    change(engine, "UPDATE job_chunks SET retry_count = :lost", lost=lost)
+    crawl(child, engine)
+    assert read_job(engine, job.id)["failures"] == {"http_status": 1} | failures
+    images = query(engine, "SELECT width, height, orientation, perceptual_hash, format FROM images")
+    assert len(images) == 3 - sum(failures.values())
+    assert {image[:3] for image in images} == sizes
+    assert {image[4] for image in images} == {"png"}
+    assert {image[3] is not None for image in images} == {level == "full"}
+    check_books(engine)

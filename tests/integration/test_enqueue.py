@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import text
 
 from models.database import make_engine, transaction
+from models.outcomes import Verification
 from models.reports import job_report
 from models.settings import read_settings
 from scheduler.cli import main
@@ -20,6 +21,7 @@ from tests.support.processes import PROGRAM, started
 from worker.sources.url_list import read_step
 from worker.store import StoreError, open_store
 
+HEADER_ONLY = {"verification": Verification.HEADER}
 USER = "ada@example.invalid"
 GOOD = b"http://a.example/1.jpg\n"
 
@@ -205,14 +207,45 @@ def test_the_row_says_what_was_asked(configured, engine, session, member, tmp_pa
         max_images=2,
         priority=9,
         folder="file:///somewhere/else",
+        **HEADER_ONLY,
     )
     with transaction(engine) as reading:
         first, second = job_report(reading, plain.job_id), job_report(reading, asked.job_id)
-    names = ("name", "project", "user", "priority", "max_images", "total_images", "status", "store_url")
+    names = (
+        "name",
+        "project",
+        "user",
+        "priority",
+        "max_images",
+        "total_images",
+        "status",
+        "store_url",
+        "verification",
+    )
     images = f"{(tmp_path / 'store').as_uri()}/jobs/{plain.job_id}"
-    assert [first[name] for name in names] == ["list.txt", "default", USER, 5, 3, 3, "pending", images]
+    assert [first[name] for name in names] == [
+        "list.txt",
+        "default",
+        USER,
+        5,
+        3,
+        3,
+        "pending",
+        images,
+        "full",
+    ]
     elsewhere = "file:///somewhere/else"
-    assert [second[name] for name in names] == ["Herons", "Birds", USER, 9, 2, 3, "pending", elsewhere]
+    assert [second[name] for name in names] == [
+        "Herons",
+        "Birds",
+        USER,
+        9,
+        2,
+        3,
+        "pending",
+        elsewhere,
+        "header",
+    ]
     assert second["project_id"] == project.id
 
 
@@ -272,7 +305,7 @@ def test_the_same_request_is_recognised(configured, engine, tmp_path):
     again = submit(configured, engine, ["copy.txt"], name="other", reuse=True)
     assert (again.job_id, again.existing) == (first.job_id, True)
     assert traces(engine, tmp_path / "store") == left
-    for options in ({"priority": 6}, {"max_images": 1}, {"folder": "file:///x"}):
+    for options in ({"priority": 6}, {"max_images": 1}, {"folder": "file:///x"}, HEADER_ONLY):
         assert not submit(configured, engine, ["list.txt"], reuse=True, **options).existing
     (tmp_path / "half.txt").write_bytes(GOOD)
     assert not submit(configured, engine, ["half.txt", "half.txt"], reuse=True).existing

@@ -59,7 +59,8 @@ COLUMNS = {
         failed_images int = 0 · failures jsonb = '{}' · stored_bytes bigint = 0 · wire_bytes bigint = 0 ·
         blocked_reason varchar(50)? · dispatched_at timestamptz? · paused_at timestamptz? ·
         cancelled_at timestamptz? · ready_priority smallint? · reprioritized_at timestamptz? ·
-        swept_at timestamptz? · deleting_at timestamptz? · ignored_opt_outs jsonb = '[]'
+        swept_at timestamptz? · deleting_at timestamptz? · ignored_opt_outs jsonb = '[]' ·
+        verification varchar(10) = 'full'
     """,
     "job_chunks": """
         id serial · job_id int · chunk_index int · status varchar(20) = 'pending' · priority int = 5 ·
@@ -157,6 +158,7 @@ WORDS = {
     "crawl_jobs.source_kind": "url_list",
     "crawl_jobs.source_state": "splitting open exhausted satisfied",
     "crawl_jobs.blocked_reason": "out_of_credits monthly_limit",
+    "crawl_jobs.verification": "full header none",
     "failures.reason": " ".join(Reason),
     "notification_preferences.digest_frequency": "realtime daily weekly never",
     "credit_transactions.type": "purchase usage refund bonus",

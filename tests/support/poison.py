@@ -1,6 +1,8 @@
-"""Pictures within every bound of size that take a decoder many seconds."""
+"""Pictures that only decoding tells from good ones: by its time, or by its failure."""
 
 import io
+import struct
+import zlib
 
 from PIL import Image
 
@@ -15,3 +17,18 @@ def slow_jpeg(side: int = 3000) -> bytes:
     start, end = body.rindex(b"\xff\xda"), body.rindex(b"\xff\xd9")
     scans = body.count(b"\xff\xda")
     return body[:end] + body[start:end] * (JPEG_SCANS_MAX - scans) + body[end:]
+
+
+def garbled_png(number: int) -> bytes:
+    """A PNG whose chunks are whole and whose pixels do not decode."""
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", 24, 16, 8, 2, 0, 0, 0)),
+        (b"IDAT", b"no pixels %d" % number),
+        (b"IEND", b""),
+    )
+    parts = (struct.pack(">I", len(data)) + kind + data + _checksum(kind + data) for kind, data in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def _checksum(data: bytes) -> bytes:
+    return struct.pack(">I", zlib.crc32(data))

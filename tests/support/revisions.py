@@ -62,4 +62,5 @@ UPDATE crawl_jobs SET ignored_opt_outs = '["robots", "tdm"]' WHERE id = 1""",
     "014": """
 UPDATE images SET http_status = 200, attempts = 2, elapsed_ms = 7;
 UPDATE failures SET attempts = 3, elapsed_ms = 9""",
+    "015": "UPDATE crawl_jobs SET verification = 'header'",
 }

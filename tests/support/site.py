@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 from aiohttp import web
 from PIL import Image
 
-from tests.support.poison import slow_jpeg
+from tests.support.poison import garbled_png, slow_jpeg
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,9 +26,9 @@ def picture(number: int) -> bytes:
 
 
 class Site:
-    """Serves /free/N at once, /held/N when ``release`` was called, /slow/SIDE (a picture that
-    takes a decoder many seconds) at once, /later/N after 503 until ``release``, /deadly/N never, and nothing else,
-    while it is open.
+    """Serves /free/N at once, so /garbled/N (a PNG of right form whose pixels are nonsense), /cut/N (one that
+    breaks off) and /slow/SIDE (a picture that takes a decoder many seconds), /held/N when ``release`` was called,
+    /later/N after 503 until ``release``, /deadly/N never, and nothing else, while it is open.
     """
 
     def __enter__(self) -> Self:
@@ -88,7 +88,7 @@ class Site:
         if kind == "deadly":
             self.strike()
             await self._leave.wait()
-        if kind not in {"free", "held", "slow", "later"}:
+        if kind not in {"free", "held", "slow", "later", "garbled", "cut"}:
             return web.Response(status=404)
         if kind == "later" and not self._released.is_set():
             return web.Response(status=503)
@@ -101,6 +101,16 @@ class Site:
             finally:
                 self.waiting -= 1
         self.served.append(request.path)
-        return web.Response(
-            body=picture(int(number) + (10_000 if kind == "held" else 0)), content_type="image/png"
-        )
+        return web.Response(body=body(kind, int(number)), content_type="image/png")
+
+
+def body(kind: str, number: int) -> bytes:
+    """What a kind of path gives."""
+    match kind:
+        case "garbled":
+            return garbled_png(number)
+        case "cut":
+            return picture(number)[:-16]
+        case "held":
+            return picture(number + 10_000)
+    return picture(number)
