@@ -32,8 +32,8 @@ check: venv ## Run ruff, mypy and the import arrows
 format: venv ## Format the code
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix-only .
 
-bench: venv ## Measure the rate beside the bare floor and img2dataset (ARGS="--rounds 3 --write")
-	@$(BIN)/python -m benchmarks.rate $(ARGS)
+bench: venv ## Measure the rate beside the bare floor, img2dataset and Scrapy, and more (ARGS="--only fast --write")
+	@$(BIN)/python -m benchmarks.bench $(ARGS)
 
 bench-size: venv ## Measure every database path at a million rows (ARGS="--write")
 	@$(BIN)/python -m benchmarks.size $(ARGS)

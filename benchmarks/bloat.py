@@ -16,14 +16,14 @@ from itertools import count
 from pathlib import Path
 from statistics import median
 
-from sqlalchemy import Connection, Engine, create_engine, make_url, text
-from sqlalchemy.pool import NullPool
+from sqlalchemy import Connection, Engine, text
 
 from benchmarks import bloat_report
 from benchmarks.bloat_report import HOT, Circumstances, Run, Sample, Table
+from benchmarks.databases import database
 from benchmarks.submitting import create_users, submit_jobs
 from benchmarks.writers import Writers, picture, writers
-from models.database import make_engine, migrate, transaction
+from models.database import transaction
 from models.job_lifecycle import close_job, refresh_task_ids
 from models.recording import Tally, count_job, record_outcomes
 from models.settings import Settings, read_settings
@@ -233,26 +233,6 @@ def open_transaction(engine: Engine) -> Iterator[None]:
         connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
         connection.execute(text("SELECT count(*) FROM workers"))
         yield
-
-
-@contextmanager
-def database(settings: Settings, name: str) -> Iterator[Engine]:
-    """A database at head that is dropped at the end."""
-    server = create_engine(settings.sqlalchemy_url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
-    url = make_url(settings.sqlalchemy_url).set(database=name).render_as_string(hide_password=False)
-    with server.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name} TEMPLATE template0")
-        # A commit that waits for the disk is slower; it leaves the same rows.
-        connection.exec_driver_sql(f"ALTER DATABASE {name} SET synchronous_commit = off")
-    engine = make_engine(url, pool_size=5)
-    try:
-        migrate(url)
-        yield engine
-    finally:
-        engine.dispose()
-        with server.connect() as connection:
-            connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
-        server.dispose()
 
 
 def reset_options(engine: Engine) -> None:

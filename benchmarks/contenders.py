@@ -1,92 +1,94 @@
-"""Those who race: Pixtrawl, the floor, img2dataset. Each crawls one list into an empty folder and is timed.
-
-None is touched while it runs, and a run that does not keep every picture is an error, not a result.
-"""
+"""Those who race: Pixtrawl, the floors, img2dataset, Scrapy. Each crawls a race's list and is timed."""
 
 import json
 import os
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import IO
 
 from benchmarks.environment import program
-from models.settings import Settings
+from benchmarks.race import (
+    PROCESSES,
+    Contender,
+    Race,
+    Timing,
+    check_kept,
+    expect,
+    finish,
+    hear,
+    say,
+    talking_to,
+)
+from models.outcomes import Verification
 
-PROCESSES = 2
-THREADS = 64
 SHARDS_PER_PROCESS = 4
-RUN_SECONDS_MAX = 1800
-STOP_SECONDS_MAX = 30
+FILES: Sequence[str] = ()
+WEBDATASET = ("--output_format", "webdataset")
+NO_DECODE = (*WEBDATASET, "--disable_all_reencoding", "True")
+SECONDS_MAX = 10
+"""img2dataset's default for one transfer; in a race with hosts that hang, everybody's."""
 
 
-class RunError(Exception):
-    """A contender failed or lost pictures. The message is one sentence."""
+def pixtrawl(level: Verification) -> Contender:
+    """``pixtrawl run --verify``."""
+    return partial(_run_pixtrawl, level=level)
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Seconds of one run: at work, and from the start of the command to its end."""
-
-    work_seconds: float
-    wall_seconds: float
+def floor(decode: str, source: str = "web") -> Contender:
+    """floor.py in two processes; ``decode`` is full, shrunk or none, ``source`` web or memory."""
+    return partial(_run_floor, decode=decode, source=source)
 
 
-@dataclass(frozen=True, slots=True)
-class Race:
-    """What every contender gets: the list, an empty folder for its output, the settings of the services."""
-
-    list_file: Path
-    urls: Sequence[str]
-    folder: Path
-    settings: Settings
+def img2dataset(options: Sequence[str]) -> Contender:
+    """img2dataset with these options beside its defaults."""
+    return partial(_run_img2dataset, options=options)
 
 
-Contender = Callable[[Race], Timing]
-
-
-def run_pixtrawl(race: Race) -> Timing:
-    """``pixtrawl run`` as a user types it; its services run already. At work: from the job's ``started_at`` to
-    its ``completed_at``, by the database's clock.
+def _run_pixtrawl(race: Race, level: Verification) -> Timing:
+    """As a user types it; its services run already. At work: from the job's ``started_at`` to its ``completed_at``,
+    by the database's clock.
     """
-    arguments = ["run", str(race.list_file), "--out", str(race.folder / "images")]
-    arguments += ["--concurrency", str(PROCESSES), "--again", "--json"]
-    # The settings of this process without the URLs of its services: the command finds those by their home.
-    environment = race.settings.model_copy(update={"database_url": None, "redis_url": None}).environment()
-    command = [sys.executable, "-P", "-m", "scheduler.cli", *arguments]
-    output, wall_seconds = finish(race, "pixtrawl", command, environment)
-    job = json.loads(output)
+    job, timing = crawl(race, ["--verify", level.value, "--concurrency", str(PROCESSES)])
     check_kept("Pixtrawl", job["valid_images"], race)
-    return Timing(job["duration_seconds"], wall_seconds)
+    return timing
 
 
-def run_floor(race: Race) -> Timing:
-    """Two processes of floor.py, each with half of the list, every JPEG decoded in full."""
-    return time_floor(race, "full")
+def crawl(race: Race, options: Sequence[str]) -> tuple[dict[str, int], Timing]:
+    """``pixtrawl run`` with these options; the object of ``show --json``."""
+    arguments = ["run", str(race.list_file), "--out", str(race.folder / "images"), "--again", "--json"]
+    # The settings of this process without the URLs of its services: the command finds those by their home.
+    settings = race.settings.model_copy(
+        update={"database_url": None, "redis_url": None, "transfers": race.connections}
+    )
+    command = [sys.executable, "-P", "-m", "scheduler.cli", *arguments, *options]
+    output, wall_seconds = finish(race, "pixtrawl", command, trusting(race, settings.environment()))
+    job = json.loads(output)
+    return job, Timing(job["duration_seconds"], wall_seconds)
 
 
-def run_shrunk_floor(race: Race) -> Timing:
-    """The same with Pixtrawl's own way to decode a JPEG."""
-    return time_floor(race, "shrunk")
+def trusting(race: Race, environment: dict[str, str]) -> dict[str, str]:
+    """The same environment; certificates of the race's own authority are valid in it."""
+    return environment | ({"SSL_CERT_FILE": str(race.authority)} if race.authority else {})
 
 
-def time_floor(race: Race, decode: str) -> Timing:
+def _run_floor(race: Race, decode: str, source: str) -> Timing:
     """At work: from the word to begin, given when all are ready, to the last one's end."""
     images = race.folder / "images"
     images.mkdir()
+    work = race.urls if source == "web" else [str(race.pictures / name) for name in race.names]
+    script, authority = str(Path(__file__).with_name("floor.py")), str(race.authority or "")
     started = time.monotonic()
     with ExitStack() as stack:
         log = stack.enter_context((race.folder / "floor.log").open("wb"))
         processes = []
         for number in range(PROCESSES):
             part = race.folder / f"part-{number}.txt"
-            part.write_text("\n".join(race.urls[number::PROCESSES]), "utf-8")
-            script = str(Path(__file__).with_name("floor.py"))
-            command = [program("python"), "-P", script, str(part), str(images), decode]
+            part.write_text("\n".join(work[number::PROCESSES]), "utf-8")
+            command = [program("python"), "-P", script, str(part), str(images), decode, source]
+            command += [str(race.connections), authority]
             processes.append(stack.enter_context(talking_to(command, log)))
         for process in processes:
             expect(process, "ready")
@@ -100,77 +102,48 @@ def time_floor(race: Race, decode: str) -> Timing:
     return Timing(ended - begun, time.monotonic() - started)
 
 
-def run_img2dataset(race: Race) -> Timing:
-    """The defaults (every picture resized to 256 by 256 and encoded again, one file each) with two processes of
-    64 threads, and shards enough for both. At work: from the first shard's start to the last one's end.
+def _run_img2dataset(race: Race, options: Sequence[str]) -> Timing:
+    kept, timing = crawl_with_img2dataset(race, options)
+    check_kept("img2dataset", kept, race)
+    return timing
+
+
+def crawl_with_img2dataset(race: Race, options: Sequence[str]) -> tuple[int, Timing]:
+    """How many pictures it got. Shards enough for both processes. At work: from the first shard's start to the last
+    one's end, by its own statistics.
     """
     images = race.folder / "images"
     shard = -(-len(race.urls) // (PROCESSES * SHARDS_PER_PROCESS))
     command = [program("img2dataset"), "--url_list", str(race.list_file), "--output_folder", str(images)]
-    command += ["--processes_count", str(PROCESSES), "--thread_count", str(THREADS)]
-    command += ["--number_sample_per_shard", str(shard)]
+    command += ["--processes_count", str(PROCESSES), "--thread_count", str(race.connections)]
+    command += ["--number_sample_per_shard", str(shard), "--timeout", str(SECONDS_MAX), *options]
     # One of its libraries asks the web for a newer version of itself at every start.
-    environment = {**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1"}
+    environment = trusting(race, {**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1"})
     _, wall_seconds = finish(race, "img2dataset", command, environment)
     shards = [json.loads(path.read_bytes()) for path in images.glob("*_stats.json")]
-    check_kept("img2dataset", sum(shard["successes"] for shard in shards), race)
     begun, ended = (min(s["start_time"] for s in shards), max(s["end_time"] for s in shards))
-    return Timing(ended - begun, wall_seconds)
+    return sum(shard["successes"] for shard in shards), Timing(ended - begun, wall_seconds)
 
 
-def finish(race: Race, name: str, command: Sequence[str], environment: dict[str, str]) -> tuple[bytes, float]:
-    """Run a command to its end; what it printed, and its seconds. Raises RunError with its last words."""
-    log = race.folder / f"{name}.log"
+def scrapy(race: Race) -> Timing:
+    """scrapy_pipeline.py in two processes. At work: from the word to begin to the last one's end."""
+    images = race.folder / "images"
+    script = str(Path(__file__).with_name("scrapy_pipeline.py"))
     started = time.monotonic()
-    with log.open("wb") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=environment)
-        with ending(process):
-            output, _ = process.communicate(timeout=RUN_SECONDS_MAX)
-    if process.returncode != 0:
-        words = log.read_text("utf-8", "replace").strip().rpartition("\n")[2]
-        raise RunError(f"{name} ended with exit code {process.returncode}: {words}")
-    return output, time.monotonic() - started
-
-
-@contextmanager
-def talking_to(command: Sequence[str], errors: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """A process with pipes to and from it, for as long as the context is open."""
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
-    with process, ending(process):
-        yield process
-
-
-@contextmanager
-def ending(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """See to it that the process has ended when the context is left, politely first."""
-    try:
-        yield
-        process.wait(STOP_SECONDS_MAX)
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(STOP_SECONDS_MAX)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def say(process: subprocess.Popen[bytes], word: str) -> None:
-    """Write one line to a process."""
-    assert process.stdin is not None
-    process.stdin.write(f"{word}\n".encode())
-    process.stdin.flush()
-
-
-def expect(process: subprocess.Popen[bytes], word: str) -> None:
-    """Wait for one line from a process. Raises RunError for any other."""
-    assert process.stdout is not None
-    line = process.stdout.readline().decode().strip()
-    if line != word:
-        raise RunError(f"A process of the floor said {line or 'nothing'} instead of {word}.")
-
-
-def check_kept(who: str, kept: int, race: Race) -> None:
-    """A rate counts only when nothing was lost. Raises RunError."""
-    if kept != len(race.urls):
-        raise RunError(f"{who} kept {kept} of {len(race.urls)} pictures.")
+    with ExitStack() as stack:
+        log = stack.enter_context((race.folder / "scrapy.log").open("wb"))
+        processes = []
+        for number in range(PROCESSES):
+            part = race.folder / f"part-{number}.txt"
+            part.write_text("\n".join(race.urls[number::PROCESSES]), "utf-8")
+            command = [program("python"), "-P", script, str(part), str(images), str(race.connections)]
+            processes.append(stack.enter_context(talking_to(command, log)))
+        for process in processes:
+            expect(process, "ready")
+        begun = time.monotonic()
+        for process in processes:
+            say(process, "go")
+        kept = sum(int(hear(process) or 0) for process in processes)
+        ended = time.monotonic()
+    check_kept("Scrapy", kept, race)
+    return Timing(ended - begun, time.monotonic() - started)

@@ -10,27 +10,30 @@ ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 FOLDER = ROOT / ".venv-bench"
 FLOOR = ("pycurl", "pillow")
+ALL = "all"
 
 
 class EnvironmentMissingError(Exception):
     """Not even the floor can be installed. The message is one sentence."""
 
 
-def prepare(*, img2dataset: bool) -> bool:
-    """Make sure that the floor can run; return whether img2dataset, if wanted, can too.
+def prepare(*, others: bool) -> bool:
+    """Make sure that the floor can run; return whether img2dataset and Scrapy, if wanted, can too.
 
     Raises EnvironmentMissingError.
     """
     stamp = hashlib.sha256(REQUIREMENTS.read_bytes() + sys.version.encode()).hexdigest()
     record = FOLDER / "stamp"
     made = record.read_text("utf-8").split() if record.exists() else []
-    if made[:1] == [stamp] and (not img2dataset or made[1:] == ["img2dataset"]):
-        return img2dataset
+    if made[:1] == [stamp] and (not others or made[1:] == [ALL]):
+        return others
     print(f"Setting up {FOLDER.name} (about a minute, once) …", file=sys.stderr, flush=True)
     create()
-    if img2dataset and install(["-r", str(REQUIREMENTS)]) is None:
-        record.write_text(f"{stamp} img2dataset", "utf-8")
+    if others and install(["-r", str(REQUIREMENTS)]) is None:
+        record.write_text(f"{stamp} {ALL}", "utf-8")
         return True
+    if others:
+        print("img2dataset and Scrapy cannot be installed here and are left out.", file=sys.stderr)
     lines = REQUIREMENTS.read_text("utf-8").split("\n")
     refusal = install([line for line in lines if line.partition("==")[0] in FLOOR])
     if refusal is not None:
