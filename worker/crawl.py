@@ -163,6 +163,7 @@ class ChunkRun:
             if waiting >= self.checkpoint_outcomes or (waiting and time.monotonic() >= next_checkpoint):
                 await self.checkpoint()
                 next_checkpoint = time.monotonic() + self.child.settings.checkpoint_seconds
+            self.transfers.hurry()
             park_seconds = await self.idleness.look(self.transfers, self.others_wait)
         await self.transfers.stop(STOP_SECONDS_MAX)
         self.ending = True

@@ -23,6 +23,7 @@ from worker.transport import GuardedTransport, Received, RefusedError, ResolveEr
 ACCEPT = "image/avif,image/webp,image/png,image/jpeg,image/gif;q=0.9,*/*;q=0.5"
 BACKOFF_SECONDS = 0.5
 BACKOFF_SECONDS_MAX = 5.0
+LONG = frozenset({Reason.TIMEOUT, Reason.TOO_SLOW})
 REFUSALS_MAX = 10
 """So often a candidate is tried at a host that says it is asked too often."""
 
@@ -92,6 +93,7 @@ class Visit:
         "seconds",
         "seen",
         "start",
+        "straggler",
         "target",
         "tries",
         "wire_bytes",
@@ -106,6 +108,8 @@ class Visit:
         self.attempts = self.refusals = self.wire_bytes = 0
         self.tries = 0
         """Attempts that were begun, counted or not."""
+        self.straggler = False
+        """Whether its whole chunk waits for it: then it is not tried again after what took long."""
         self.seconds = 0.0
         """Of all its requests together; waiting for turns is not among them."""
         self.latency_seconds: float | None = None
@@ -137,7 +141,11 @@ class Visit:
             self.attempts += 1
             cap_seconds = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS * 2.0 ** (self.attempts - 1))
             delay_seconds = cap_seconds * random.uniform(0.5, 1.0)
-            spent = not error.transient or self.attempts >= settings.transfer_attempts
+            spent = (
+                not error.transient
+                or self.attempts >= settings.transfer_attempts
+                or (self.straggler and error.reason in LONG)
+            )
         if spent:
             return None
         self.restart()

@@ -85,6 +85,13 @@ class Transfers:
         """Visits that use a turn now."""
         return len(self._running)
 
+    def hurry(self) -> None:
+        """Once no candidate waits for its first turn any more, all that are left are stragglers."""
+        if not any(self._queues.values()):
+            later = [what for _, _, what in self._later if isinstance(what, Visit)]
+            for visit in (*(visit for visit, _ in self._running.values()), *later):
+                visit.straggler = True
+
     def idle_seconds(self) -> float:
         """For how long nothing can start, at the least, while nothing runs; 0 when that is not known."""
         if self._running or self._ready:

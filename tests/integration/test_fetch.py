@@ -4,6 +4,7 @@ import asyncio
 import datetime
 import email.utils
 import inspect
+import random
 import socket
 import time
 
@@ -17,6 +18,7 @@ from tests.support.hostile_server import (
     by_path,
     endless,
     in_loop,
+    loopback_settings,
     pieces,
     response,
     serve,
@@ -310,3 +312,17 @@ def test_a_refused_url_is_an_address_error():
     """Refusals are AddressError: nothing was sent."""
     with pytest.raises(AddressError):
         Visit(Candidate(0, "nothing", 1), BodyMemory(1).lease())
+
+
+def test_a_straggler_is_not_tried_again_after_what_took_long():
+    """A whole chunk would wait for it; what failed quickly is tried again all the same."""
+    settings, chance = loopback_settings(transfer_attempts=3), random.Random(1)
+    for reason, straggler, again in (
+        (Reason.TIMEOUT, False, True),
+        (Reason.TIMEOUT, True, False),
+        (Reason.TOO_SLOW, True, False),
+        (Reason.CONNECT, True, True),
+    ):
+        visit = Visit(Candidate(0, "http://images.test/", 1), BodyMemory(1).lease())
+        visit.straggler = straggler
+        assert (visit.again_in(TransferError(reason, "late"), settings, chance) is not None) is again

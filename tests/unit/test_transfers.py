@@ -305,3 +305,34 @@ def test_idle_is_how_long_nothing_can_start():
             assert places(transfers.unresolved) == places(candidates)
 
     asyncio.run(run())
+
+
+def test_who_is_left_when_nobody_waits_is_a_straggler():
+    """Not before: as long as others wait for a turn, a long failure may be tried again."""
+
+    async def run() -> None:
+        visits: list[Visit] = []
+
+        class Stragglers(Crawl):
+            async def crawl_visit(self, visit: Visit, turn: Turn) -> Outcome | float:
+                visits.append(visit)
+                return await super().crawl_visit(visit, turn)
+
+        gate = Gate()
+        transfers = Transfers(CANDIDATES[:3], Stragglers(gate.crawl), polite(), 2)
+        transfers.start()
+        transfers.hurry()
+        assert [visit.straggler for visit in visits or [None]] in ([None], [False, False])
+        assert not await transfers.wait(0.01)
+        transfers.hurry()
+        assert [visit.straggler for visit in visits] == [False, False]
+        gate.opened.set()
+        gate.opened = asyncio.Event()
+        while len(visits) < 3:  # noqa: ASYNC110 - a step of the loop, no time.
+            await asyncio.sleep(0)
+        transfers.hurry()
+        assert visits[2].straggler
+        gate.opened.set()
+        assert await transfers.wait(5)
+
+    asyncio.run(run())
