@@ -5,6 +5,7 @@ Nothing else in the project reads ``os.environ``. docs/configuration.md is held 
 
 import ipaddress
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +19,7 @@ IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 DATABASE_SCHEMES = ("postgresql+psycopg2", "postgresql", "postgres")
 MISSING = '{} is not set: set it, or start `pixtrawl up` and run `eval "$(pixtrawl env)"`.'
+PROXY_URL = re.compile(r"https?://(?:[^\x00-\x20\x7f/?#@]+@)?[^\x00-\x20\x7f/?#@]+/?")
 REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+socket", "sentinel")
 
 
@@ -66,6 +68,16 @@ class Settings(BaseSettings):
     opt_outs_ignorable: Annotated[tuple[OptOut, ...], NoDecode] = Field(
         (),
         description="Comma-separated opt-outs that a job may be told to ignore: robots, x-robots-tag, tdm.",
+    )
+    allowed_ports: str = Field(
+        "80,443,1024-65535",
+        description="Ports that may be connected to; those of other protocols, which browsers refuse, only if "
+        "named by themselves.",
+    )
+    proxy_url: SecretStr | None = Field(
+        None,
+        description="Proxy for all that is fetched: http://user:password@host:3128 or https://. Unset: none; "
+        "HTTP_PROXY is never read.",
     )
     log_level: str = Field("info", description="debug, info, warning or error.")
     log_json: bool = Field(False, description="Write logs as one JSON object a line.")
@@ -194,6 +206,21 @@ class Settings(BaseSettings):
     def _opt_outs_ignorable(cls, value: object) -> object:
         return read_opt_outs(value) if isinstance(value, str) else value
 
+    @field_validator("allowed_ports")
+    @classmethod
+    def _allowed_ports(cls, value: str) -> str:
+        read_ports(value)
+        return value
+
+    @field_validator("proxy_url")
+    @classmethod
+    def _proxy_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not PROXY_URL.fullmatch(value.get_secret_value()):
+            raise ValueError(
+                "must be http://host:port or https://host:port, with user:password@ if it wants them"
+            )
+        return value
+
     @field_validator("log_level")
     @classmethod
     def _log_level(cls, value: str) -> str:
@@ -205,6 +232,11 @@ class Settings(BaseSettings):
     @classmethod
     def _home(cls, value: Path) -> Path:
         return value.expanduser().absolute()
+
+    @property
+    def ports(self) -> tuple[range, ...]:
+        """Ports that may be connected to, as ranges."""
+        return read_ports(self.allowed_ports)
 
     @property
     def embedded(self) -> bool:
@@ -248,6 +280,20 @@ class Settings(BaseSettings):
             values[f"PIXTRAWL_{name.upper()}"] = "" if value is None else str(value)
         kept = {key: value for key, value in os.environ.items() if not key.startswith("PIXTRAWL_")}
         return kept | values
+
+
+def read_ports(text: str) -> tuple[range, ...]:
+    """Read ``80,443,1024-65535``. Raises ValueError."""
+    found = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise ValueError("must be ports and ranges of ports: 80,443,1024-65535")
+        ports = range(int(first), int(last or first) + 1)
+        if not ports or ports[0] < 1 or ports[-1] > 65535:
+            raise ValueError(f"{part.strip()} is no range of ports from 1 to 65535")
+        found.append(ports)
+    return tuple(found)
 
 
 def read_settings(**overrides: Any) -> Settings:

@@ -4,6 +4,7 @@ import functools
 import ipaddress
 import re
 import socket
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import idna
@@ -62,6 +63,11 @@ _REFUSED_IPV6 = tuple(
         "2001:db8::/32",  # Documentation, RFC 3849.
         "3fff::/20",  # Documentation, RFC 9637.
     )
+)
+# Ports over 1023 of servers that speak something else and may act on what they understand of a request: the
+# "bad ports" of the Fetch standard, which no browser connects to either.
+_OTHER_PROTOCOLS = frozenset(
+    {1719, 1720, 1723, 2049, 3659, 4045, 4190, 5060, 5061, 6000, 6566, *range(6665, 6670), 6679, 6697, 10080}
 )
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _ISATAP = frozenset({0x0000_5EFE, 0x0200_5EFE})
@@ -143,10 +149,21 @@ def check_address(address: str | IPAddress, allowed_networks: tuple[IPNetwork, .
     """Let a globally reachable address pass, or one inside ``allowed_networks``.
 
     An IPv6 address that carries an IPv4 one (mapped, NAT64, 6to4, Teredo, ISATAP) is judged by what it
-    carries. Raises AddressError with ``blocked_address``.
+    carries, also where a network is allowed. Raises AddressError with ``blocked_address``.
     """
     if not _may_connect(str(address), allowed_networks):
         raise AddressError(Reason.BLOCKED_ADDRESS, f"{address} is not a public address")
+
+
+def check_port(port: int, allowed_ports: Iterable[range]) -> None:
+    """Let a port pass that one of the ranges holds; those of other protocols must be named by themselves.
+
+    Raises AddressError with ``blocked_address``.
+    """
+    for ports in allowed_ports:
+        if port in ports and (len(ports) == 1 or port not in _OTHER_PROTOCOLS):
+            return
+    raise AddressError(Reason.BLOCKED_ADDRESS, f"port {port} is not one of PIXTRAWL_ALLOWED_PORTS")
 
 
 def is_literal(host: str) -> bool:
@@ -160,8 +177,6 @@ def _may_connect(text: str, allowed_networks: tuple[IPNetwork, ...]) -> bool:
         address = ipaddress.ip_address(text)
     except ValueError:
         return False
-    if _is_inside(address, allowed_networks):
-        return True
     return all(
         _is_inside(meant, allowed_networks) or _is_global(meant) for meant in _addresses_meant(address)
     )
@@ -181,13 +196,15 @@ def _addresses_meant(address: IPAddress) -> tuple[IPAddress, ...]:
     """Every address that a packet to this one may end at."""
     if isinstance(address, ipaddress.IPv4Address):
         return (address,)
-    carried = (address.ipv4_mapped, address.sixtofour, *(address.teredo or ()))
     last_32_bits = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
-    if address in _NAT64:
+    if address.ipv4_mapped is not None or address in _NAT64:
         return (last_32_bits,)
-    if (int(address) >> 32) & 0xFFFF_FFFF in _ISATAP:
-        return (address, last_32_bits)
-    return tuple(inner for inner in carried if inner is not None) or (address,)
+    if address.teredo is not None:
+        return address.teredo
+    # An interface may speak ISATAP behind any prefix, so both halves count.
+    outer = address.sixtofour or address
+    is_isatap = (int(address) >> 32) & 0xFFFF_FFFF in _ISATAP
+    return (outer, last_32_bits) if is_isatap else (outer,)
 
 
 def _ipv6_host(literal: str) -> str:

@@ -18,7 +18,14 @@ from models.settings import Settings
 from worker.address import ParsedURL, parse_url, resolve_location
 from worker.body import BodyReader, Lease
 from worker.errors import AddressError, CandidateError, PictureError, TransferError
-from worker.transport import GuardedTransport, Received, RefusedError, ResolveError, TLSError
+from worker.transport import (
+    FloodedError,
+    GuardedTransport,
+    Received,
+    RefusedError,
+    ResolveError,
+    TLSError,
+)
 
 ACCEPT = "image/avif,image/webp,image/png,image/jpeg,image/gif;q=0.9,*/*;q=0.5"
 BACKOFF_SECONDS = 0.5
@@ -34,6 +41,7 @@ _RECEIVED = frozenset({200, 203})
 REASONS: dict[type[httpx.TransportError], Reason] = {
     ResolveError: Reason.DNS,
     TLSError: Reason.TLS,
+    FloodedError: Reason.TOO_LARGE,
     httpx.TimeoutException: Reason.TIMEOUT,
     httpx.NetworkError: Reason.CONNECT,
     httpx.ProxyError: Reason.CONNECT,

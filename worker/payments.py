@@ -103,7 +103,8 @@ class HTTPPayments:
         self.seconds_max = settings.payment_seconds_max
         limits = {"connect_seconds_max": self.seconds_max, "read_seconds_max": self.seconds_max}
         sizes = {"transfers": 1, "image_bytes_max": ANSWER_BYTES_MAX}
-        self.settings = settings.model_copy(update={"allowed_networks": ANYWHERE, **limits, **sizes})
+        doors = {"allowed_networks": ANYWHERE, "allowed_ports": "1-65535", "proxy_url": None}
+        self.settings = settings.model_copy(update={**doors, **limits, **sizes})
 
     def charge(self, request: PaymentRequest) -> Answer:
         """POST the request, and read the answer. Raises PaymentError."""

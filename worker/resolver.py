@@ -34,7 +34,7 @@ class GuardedResolver(AbstractResolver):
 
     def __init__(self, resolver: AbstractResolver, allowed_networks: tuple[IPNetwork, ...]) -> None:
         self._resolver = resolver
-        self._allowed_networks = allowed_networks
+        self.allowed_networks = allowed_networks
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
@@ -44,7 +44,7 @@ class GuardedResolver(AbstractResolver):
         if not answers:
             raise socket.gaierror(socket.EAI_NODATA, "the name has no address")
         for answer in answers:
-            guard(answer["host"], self._allowed_networks)
+            guard(answer["host"], self.allowed_networks)
         return answers
 
     async def close(self) -> None:

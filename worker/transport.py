@@ -17,9 +17,11 @@ from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from models.settings import Settings
-from worker.address import parse_url
+from worker.address import check_port, parse_url
 from worker.body import SHARED_BYTES, BodyMemory, ContentDecoder, UnknownCodingError, make_decoder
+from worker.connection import BoundedConnector, FloodError
 from worker.errors import AddressError
+from worker.proxy import Proxy, TargetCheck
 from worker.resolver import GuardedResolver, RefusedConnectError, SystemResolver, guard
 
 DNS_CACHE_SECONDS = 60
@@ -52,6 +54,10 @@ class TLSError(httpx.ConnectError):
     """The TLS handshake failed or the certificate is not trusted."""
 
 
+class FloodedError(httpx.RemoteProtocolError):
+    """An answer has more bytes beside its body than any image can need."""
+
+
 class HeadersTooLargeError(httpx.RemoteProtocolError):
     """The response header is larger than ``header_bytes_max``."""
 
@@ -68,6 +74,7 @@ ERRORS: dict[type[Exception], type[httpx.TransportError]] = {
     aiohttp.ServerTimeoutError: httpx.ReadTimeout,
     aiohttp.ServerConnectionError: httpx.RemoteProtocolError,
     aiohttp.ClientConnectionError: httpx.ReadError,
+    FloodError: FloodedError,
     aiohttp.ClientPayloadError: httpx.RemoteProtocolError,
     aiohttp.ClientResponseError: httpx.RemoteProtocolError,
     aiohttp.UploadAbortedError: httpx.WriteError,
@@ -90,10 +97,20 @@ def translate(error: Exception) -> httpx.TransportError:
         return RefusedError(os_error.refusal)
     kind = next(ERRORS[base] for base in type(error).__mro__ if base in ERRORS)
     # A parser's message may quote kilobytes of what a hostile server sent.
-    translated = kind(" ".join(str(error).split())[:MESSAGE_CHARACTERS_MAX] or type(error).__name__)
-    if isinstance(translated, ResolveError) and isinstance(os_error, socket.gaierror):
-        translated.temporary = os_error.errno not in _NO_SUCH_NAME
+    message = _short(error)
+    if kind is ResolveError and isinstance(os_error, socket.gaierror):
+        return _resolve_error(os_error, message)
+    return kind(message)
+
+
+def _resolve_error(error: socket.gaierror, message: str = "") -> ResolveError:
+    translated = ResolveError(message or _short(error))
+    translated.temporary = error.errno not in _NO_SUCH_NAME
     return translated
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:MESSAGE_CHARACTERS_MAX] or type(error).__name__
 
 
 class Received:
@@ -144,11 +161,15 @@ class GuardedTransport(httpx.AsyncBaseTransport):
         self._timeout = aiohttp.ClientTimeout(
             sock_connect=settings.connect_seconds_max, sock_read=settings.read_seconds_max
         )
-        self._resolver = GuardedResolver(resolver or SystemResolver(), settings.allowed_networks)
+        resolver = resolver or SystemResolver()
+        self._resolver = GuardedResolver(resolver, settings.allowed_networks)
+        self._ports = settings.ports
+        self._proxy = Proxy(settings.proxy_url, resolver) if settings.proxy_url else None
+        self._targets = TargetCheck(self._resolver)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
+            connector=BoundedConnector(
                 ssl=ssl_context or httpx.create_ssl_context(),
-                resolver=self._resolver,
+                resolver=self._proxy or self._resolver,
                 socket_factory=self._open_socket,
                 limit=settings.transfers,
                 keepalive_timeout=KEEP_ALIVE_SECONDS,
@@ -158,6 +179,7 @@ class GuardedTransport(httpx.AsyncBaseTransport):
             headers={"User-Agent": settings.user_agent, "Accept-Encoding": "identity"},
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
+            proxy=self._proxy.url if self._proxy else None,
             auto_decompress=False,
             timeout=self._timeout,
             max_line_size=settings.header_bytes_max,
@@ -181,13 +203,18 @@ class GuardedTransport(httpx.AsyncBaseTransport):
         """
         if len(self._sockets) > self._sockets_max:
             headers = {**(headers or {}), "Connection": "close"}
+        target = yarl.URL(url, encoded=True)
+        await self._admit(target)
+        if self._proxy is not None and target.scheme == "http":
+            headers = {**(headers or {}), **self._proxy.headers}  # For https they are part of CONNECT.
         try:
             response = await self._session.request(
                 method,
-                yarl.URL(url, encoded=True),
+                target,
                 headers=headers,
                 data=body,
                 timeout=timeout or self._timeout,
+                proxy_headers=self._proxy.headers if self._proxy else None,
                 allow_redirects=False,
             )
         except _CAUGHT as error:
@@ -228,10 +255,26 @@ class GuardedTransport(httpx.AsyncBaseTransport):
         await self._session.close()
         await self._resolver.close()
 
+    async def _admit(self, target: yarl.URL) -> None:
+        """Check the port, and with a proxy the target's addresses. Raises RefusedError or ResolveError."""
+        try:
+            check_port(target.port or 0, self._ports)
+            if self._proxy is not None:
+                await self._targets.check(target.host or "", target.port or 0)
+        except AddressError as refusal:
+            raise RefusedError(refusal) from refusal
+        except RefusedConnectError as error:
+            raise RefusedError(error.refusal) from error
+        except socket.gaierror as error:
+            raise _resolve_error(error) from error
+
     def _open_socket(self, addr_info: tuple[int, int, int, str, tuple[str | int, ...]]) -> socket.socket:
         """Check the address that is about to be connected to, whoever gave it, and open its socket."""
         family, kind, protocol, _, address = addr_info
-        guard(str(address[0]), self._settings.allowed_networks)
+        if self._proxy is not None:
+            self._proxy.guard(str(address[0]), int(address[1]))
+        else:
+            guard(str(address[0]), self._settings.allowed_networks)
         opened = socket.socket(family, kind, protocol)
         self._sockets.add(opened)
         return opened

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.outcomes import Reason
-from worker.address import URL_LENGTH_MAX, check_address, is_literal, parse_url, resolve_location
+from models.settings import Settings
+from worker.address import URL_LENGTH_MAX, check_address, check_port, is_literal, parse_url, resolve_location
 from worker.errors import AddressError
 
 LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"),)
@@ -150,6 +151,7 @@ def test_a_literal_is_told_from_a_name():
         "5f00::1", "4000::1", "2002:7f00:1::", "2002:a9fe:a9fe::1", "2002:c0a8:101::1",
         "2001:0:808:808:0:0:80ff:fffe", "2001:0:7f00:1::f7f7:f7f7",
         "2606:4700::5efe:127.0.0.1", "2606:4700::200:5efe:10.0.0.1", "fe80::5efe:8.8.8.8",
+        "2002:7f00:1::5efe:8.8.8.8", "2002:808:808::5efe:127.0.0.1", "64:ff9b:1:fffe::10.0.0.1",
         "not an address", "",
     ],
 )  # fmt: skip
@@ -177,6 +179,102 @@ def test_an_allowed_network_passes_in_every_dress():
     assert not is_refused("::ffff:127.0.0.1", LOOPBACK)
     assert is_refused("::1", LOOPBACK)
     assert is_refused("10.0.0.1", LOOPBACK)
+
+
+def dressed(number, noise):
+    """One IPv4 address in every form of IPv6 that carries one, the bits that are free filled with noise."""
+    prefix, identifier = 0x2606_4700 << 96 | (noise & 0xFFFF_FFFF) << 64, noise >> 32 & 0xFFFF_FFFF
+    yield 0xFFFF << 32 | number
+    yield 0x64FF9B << 96 | number
+    yield 0x2002 << 112 | number << 80 | noise & (1 << 80) - 1
+    yield 0x2001_0000 << 96 | number << 64 | identifier << 32 | 0xFFFF_FFFF ^ 0x0808_0808
+    yield 0x2001_0000 << 96 | 0x0808_0808 << 64 | identifier << 32 | 0xFFFF_FFFF ^ number
+    yield prefix | 0x0000_5EFE << 32 | number
+    yield prefix | 0x0200_5EFE << 32 | number
+    yield 0x2002 << 112 | number << 80 | 0x5EFE << 32 | 0x0808_0808
+    yield 0x2002 << 112 | 0x0808_0808 << 80 | 0x5EFE << 32 | number
+
+
+PRIVATE_BLOCKS = [
+    "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
+    "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24",
+    "224.0.0.0/4", "240.0.0.0/4",
+]  # fmt: skip
+private_addresses = st.sampled_from(PRIVATE_BLOCKS).flatmap(lambda block: st.ip_addresses(network=block))
+
+
+@given(private_addresses, st.integers(0, 2**80 - 1))
+def test_no_private_address_passes_in_any_tunnel(address, noise):
+    """Whatever else an IPv6 address says, one private IPv4 address in it refuses it, also as a mapped one."""
+    assert is_refused(address)
+    for number in dressed(int(address), noise):
+        assert is_refused(ipaddress.IPv6Address(number)), ipaddress.IPv6Address(number)
+
+
+@given(private_addresses, st.integers(0, 2**80 - 1))
+def test_an_allowed_ipv6_network_opens_no_ipv4(address, noise):
+    """All of IPv6 may be allowed, and what is IPv4 inside stays closed; both allowed, both are open."""
+    both = (ipaddress.ip_network("::/0"), ipaddress.ip_network("0.0.0.0/0"))
+    for number in dressed(int(address), noise):
+        assert is_refused(ipaddress.IPv6Address(number), both[:1])
+        assert not is_refused(ipaddress.IPv6Address(number), both)
+
+
+def spellings(address):
+    """The forms in which an IPv4 address can stand in a URL."""
+    a, b, c, d = address.packed
+    number = int(address)
+    low, lower = number & 0xFFFF, number & 0xFFFFFF
+    yield from (
+        str(address),
+        f"{address}.",
+        str(number),
+        hex(number),
+        f"0{number:o}",
+        f"{a}.{lower}",
+        f"{a}.{b}.{low}",
+    )
+    yield from (
+        f"{a:#x}.{b:#x}.{c:#x}.{d:#x}",
+        f"0{a:o}.0{b:o}.0{c:o}.0{d:o}",
+        f"{a:#x}.{lower}",
+        f"0{a:o}.{b}.{low:#x}",
+    )
+    yield str(address).translate({ord(digit): 0xFF10 + int(digit) for digit in "0123456789"})
+    yield str(address).replace(".", "\u3002")
+    yield from (f"[::ffff:{address}]", f"[64:ff9b::{address}]", f"[2002:{number >> 16:x}:{low:x}::]")
+
+
+@given(private_addresses)
+def test_no_spelling_of_a_private_address_passes(address):
+    """Each form is refused as it is parsed, or means an address that is."""
+    for host in spellings(address):
+        try:
+            parsed = parse_url(f"http://{host}/")
+        except AddressError:
+            continue
+        assert is_literal(parsed.host)
+        assert is_refused(parsed.host), host
+
+
+@given(st.integers(1, 65535))
+def test_ports_are_web_ports(port):
+    """By default 80, 443 and those over 1023 pass, but for other protocols' own; named by itself each passes."""
+    default = Settings().ports
+    if port in {80, 443} or (port > 1023 and port not in FETCH_BAD_PORTS):
+        check_port(port, default)
+    else:
+        with pytest.raises(AddressError, match=f"port {port} ") as caught:
+            check_port(port, default)
+        assert caught.value.reason is Reason.BLOCKED_ADDRESS
+    check_port(port, Settings(allowed_ports=f"80,{port}").ports)
+
+
+# https://fetch.spec.whatwg.org/#bad-port, those over 1023.
+FETCH_BAD_PORTS = [
+    1719, 1720, 1723, 2049, 3659, 4045, 4190, 5060, 5061, 6000, 6566, 6665, 6666, 6667, 6668, 6669, 6679, 6697,
+    10080,
+]  # fmt: skip
 
 
 @given(st.ip_addresses())

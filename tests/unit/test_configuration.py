@@ -67,9 +67,31 @@ def test_urls_of_other_systems_are_refused(monkeypatch, variable):
         read_settings()
 
 
+@pytest.mark.parametrize("ports", ["http", "80-", "-80", "0", "65536", "90-80", "80;443", "80,,443"])
+def test_wrong_ports_are_refused(ports):
+    """What is no list of ports and ranges is refused when the settings are read."""
+    with pytest.raises(SettingsError, match="PIXTRAWL_ALLOWED_PORTS"):
+        read_settings(allowed_ports=ports)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["proxy:3128", "socks5://proxy:1080", "http://", "http://proxy/path", "http://a b:3128", "http://p?x"],
+)
+def test_what_is_no_proxy_is_refused(url):
+    """Only http and https proxies are known, and the password of a wrong one is not printed."""
+    with pytest.raises(SettingsError, match=r"^PIXTRAWL_PROXY_URL: must be http") as caught:
+        read_settings(proxy_url=url)
+    assert "a b" not in str(caught.value)
+
+
 def test_secrets_are_masked():
     """The password of a URL is in no representation of the settings."""
-    settings = read_settings(database_url="postgresql://u:hunter2@h/d", redis_url="redis://:hunter2@h")
+    settings = read_settings(
+        database_url="postgresql://u:hunter2@h/d",
+        redis_url="redis://:hunter2@h",
+        proxy_url="http://me:hunter2@proxy:3128",
+    )
     assert "hunter2" not in repr(settings)
 
 

@@ -1,0 +1,72 @@
+"""What one connection may carry: few bytes beside each answer's body, and none between two answers.
+
+aiohttp's own bounds are on parts: a line, a header, a chunk's size. Nothing in it ends a flood of parts.
+"""
+
+import asyncio
+import functools
+import select
+from typing import Any
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.helpers import set_exception
+
+# An eighth of the body comes on top: chunks of 50 bytes, while servers send thousands at once.
+FRAMING_BYTES = 1024 * 1024
+
+
+class FloodError(aiohttp.ClientPayloadError):
+    """An answer has more bytes beside its body than any image can need."""
+
+
+class BoundedConnector(aiohttp.TCPConnector):
+    """Connections that end when an answer has more on the wire beside its body than a body could need:
+    interim answers, header, chunk sizes and their extensions, trailers.
+    """
+
+    def __init__(self, **named: Any) -> None:
+        super().__init__(**named)
+        self._factory = functools.partial(_BoundedHandler, self._loop)  # type: ignore[assignment]
+
+    async def _get(self, *arguments: Any) -> Any:
+        """Find an idle connection, and close those on which something came unasked: a response that nobody
+        waited for would be taken for the next answer.
+        """
+        while (connection := await super()._get(*arguments)) is not None and _is_spoilt(connection.protocol):
+            connection.close()
+        return connection
+
+
+class _BoundedHandler(ResponseHandler):
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self._arrived = 0
+
+    def set_response_params(self, **named: Any) -> None:
+        """Begin with the next answer."""
+        self._arrived = 0
+        super().set_response_params(**named)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what arrived, and give up when too much of it is no body."""
+        self._arrived += len(data)
+        super().data_received(data)
+        body_bytes = self._payload.total_bytes if self._payload is not None else 0
+        if self._arrived - body_bytes > FRAMING_BYTES + body_bytes // 8:
+            error = FloodError(f"more than {FRAMING_BYTES} bytes arrived beside the body")
+            if self._payload is not None:
+                set_exception(self._payload, error)
+            self.set_exception(error)
+            if self.transport is not None:
+                self.transport.abort()  # ``self.abort`` would forget the error.
+
+
+def _is_spoilt(protocol: ResponseHandler | None) -> bool:
+    """Whether anything waits to be read, parsed already or not: a message, a part of one, the end."""
+    if protocol is None or protocol.transport is None or protocol.should_close:
+        return True
+    socket = protocol.transport.get_extra_info("socket")
+    poll = select.poll()
+    poll.register(socket.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
