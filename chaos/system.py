@@ -31,6 +31,7 @@ from models.credits import CREDITS_MAX
 from models.database import connection_lost, make_engine, migrate, transaction
 from models.members import create_profile
 from models.settings import Settings, read_settings
+from tests.support.poison import PIXELS_MAX
 
 USERS = ("ada@example.invalid", "bob@example.invalid", "eve@example.invalid")
 SETTINGS: dict[str, Any] = {
@@ -39,6 +40,7 @@ SETTINGS: dict[str, Any] = {
     "chunk_size": 20,
     "transfers": 4,
     "decode_seconds_max": 3,
+    "image_pixels_max": PIXELS_MAX,
 }
 """The shortest lease and small chunks: what takes minutes in production takes seconds here."""
 WORKERS = 2

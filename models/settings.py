@@ -150,6 +150,11 @@ class Settings(BaseSettings):
         50_000_000, ge=1, description="Most pixels of one image, all frames together."
     )
     image_frames_max: int = Field(500, ge=1, description="Most frames of one image.")
+    decode_bytes_max: int = Field(
+        256 * 1024 * 1024,
+        ge=16 * 1024 * 1024,
+        description="Most memory for decoding one image, told from its header: see docs/safety.md.",
+    )
     decode_seconds_max: float = Field(
         30,
         gt=0,

@@ -18,6 +18,7 @@ SHARED_BYTES = 64 * 1024 * 1024
 RATE_GRACE_SECONDS = 10.0
 # Members of a gzip body. One is the rule; each costs a decompressor, and an empty one takes 20 bytes.
 MEMBERS_MAX = 1000
+JOINED_PIECES = 512
 
 # Labels that servers send although they name no compression.
 _UNCODED = frozenset({"", "identity", "none", "binary", "utf-8", "aws-chunked"})
@@ -189,6 +190,28 @@ def make_decoder(content_encoding: str) -> ContentDecoder | None:
     return ContentDecoder(_CODINGS[label])
 
 
+class Pieces:
+    """A body as it comes. Very small pieces are joined on the way: each object has fifty bytes of its own."""
+
+    __slots__ = ("_joined", "_new")
+
+    def __init__(self) -> None:
+        self._joined: list[bytes] = []
+        self._new: list[bytes] = []
+
+    def add(self, piece: bytes) -> None:
+        """Take the next piece."""
+        self._new.append(piece)
+        if len(self._new) == JOINED_PIECES:
+            self._joined.append(b"".join(self._new))
+            self._new.clear()
+
+    def join(self) -> bytes:
+        """The whole, without a copy if it came in one piece."""
+        pieces = self._joined + self._new
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
 class BodyReader:
     """Reads one body within its bounds. ``wire_bytes`` counts what arrived, also when reading fails."""
 
@@ -215,21 +238,21 @@ class BodyReader:
             raise self._too_large()
         decoder = _decoder_for(source.headers)
         expected = self._bytes_max if decoder or length is None else length
-        pieces: list[bytes] = []
+        pieces = Pieces()
         self._started = self._clock()
         while chunk := await source.read_some():
             self._count(chunk, self._clock() - self._started)
             if decoder is None:
                 await self._grow(len(chunk), expected)
-                pieces.append(chunk)
+                pieces.add(chunk)
                 continue
             for piece in _decoded(decoder, chunk):
                 await self._grow(len(piece), expected)
-                pieces.append(piece)
+                pieces.add(piece)
         if decoder is not None:
             _finish(decoder)
         self._lease.shrink_to(self._size)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return pieces.join()
 
     def _count(self, chunk: bytes, elapsed_seconds: float) -> None:
         self.wire_bytes += len(chunk)

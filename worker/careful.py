@@ -21,8 +21,6 @@ from models.settings import Settings, read_settings
 from worker.errors import PictureError
 from worker.picture import Picture, inspect
 
-BYTES_PER_PIXEL = 16
-"""Room for a decoded picture in RGBA and three copies of it."""
 OWN_BYTES = 512 * 1024 * 1024
 """Address space of the interpreter and its libraries."""
 START_SECONDS_MAX = 60
@@ -88,7 +86,7 @@ class CarefulDecoder:
         ours, theirs = socket.socketpair()
         limits = {
             name: str(getattr(self.settings, name))
-            for name in ("image_pixels_max", "image_frames_max", "decode_seconds_max")
+            for name in ("image_pixels_max", "image_frames_max", "decode_bytes_max", "decode_seconds_max")
         }
         with theirs:
             self._helper = subprocess.Popen(
@@ -149,7 +147,7 @@ def _read(connection: socket.socket, length: int, deadline: float | None) -> byt
 def main() -> None:
     """The helper: a picture in, a description or a reason out, until the connection is closed."""
     settings, verification = read_settings(**json.loads(sys.argv[1])), Verification(sys.argv[2])
-    memory = OWN_BYTES + BYTES_PER_PIXEL * settings.image_pixels_max
+    memory = OWN_BYTES + 2 * settings.decode_bytes_max
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     connection = socket.socket(fileno=sys.stdin.fileno())

@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 
 from models.database import make_engine
 from models.settings import Settings
+from worker.memory import give_large_blocks_back
 from worker.opt_outs import OptOuts
 from worker.politeness import Politeness
 from worker.presence import leaving
@@ -50,6 +51,7 @@ class Child:
         self._aside = ThreadPoolExecutor(1, thread_name_prefix="aside")
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="lease")
         leave_with_parent()
+        give_large_blocks_back()
 
     @cached_property
     def transport(self) -> GuardedTransport:

@@ -11,6 +11,23 @@ from dataclasses import dataclass
 
 from models.outcomes import WEB_PAGE, ImageFormat, Reason
 from worker.errors import PictureError
+from worker.jpeg import read_jpeg_header
+
+# Segments, chunks, blocks and boxes of one file. Pillow makes objects of each, so a file of millions of empty ones
+# costs hundreds of megabytes; the largest honest ones have a few thousand.
+PARTS_MAX = 100_000
+# Each scan of a JPEG walks the whole image again and can cost four bytes. Cameras and encoders use ten.
+JPEG_SCANS_MAX = 500
+# What decoding was measured to take for each pixel: decoder, Pillow's copy, and the frames that are kept between.
+WEBP_BYTES, WEBP_ANIMATION_BYTES = 16, 20
+AVIF_BYTES = 16
+ANIMATION_BYTES = 16
+PNG_BYTES = {
+    0: 2,
+    3: 2,
+}  # By colour type: grey and palette. A picture in colours takes four, its hash the rest.
+PNG_DEEP_GREY_BYTES, PNG_COLOUR_BYTES = 4, 5
+GIF_BYTES = 3
 
 JPEG_END = b"\xff\xd9"
 AVIF_BRANDS = frozenset({b"avif", b"avis"})
@@ -40,12 +57,17 @@ OTHER_KINDS = (
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A complete file. Width, height (pixels) and frames are 0 where only the decoder can say."""
+    """A complete file. Width, height (pixels) and frames are 0 where only the decoder can say.
+
+    ``decoding_bytes`` is the memory that decoding takes besides the file, ``scans`` how often it walks the image.
+    """
 
     format: ImageFormat
     width: int
     height: int
     frames: int
+    decoding_bytes: int
+    scans: int = 1
 
 
 def read_container(body: bytes) -> Container:
@@ -76,12 +98,13 @@ def tell_format(body: bytes) -> ImageFormat:
 
 
 def _read_jpeg(body: bytes) -> Container:
-    """Look only at what follows the last end marker: the decoder finds the image's own end by itself."""
+    """Behind the header, look only at what follows the last end marker: the decoder finds the image's own end."""
     end = len(body) if body.endswith(JPEG_END) else body.rfind(JPEG_END) + 2
     if end < 2:
         raise _cut()
     _check_tail(body, end)
-    return Container(ImageFormat.JPEG, 0, 0, 1)
+    header = read_jpeg_header(body, parts_max=PARTS_MAX, scans_max=JPEG_SCANS_MAX)
+    return Container(ImageFormat.JPEG, header.width, header.height, 1, header.decoding_bytes, header.scans)
 
 
 def _read_png(body: bytes) -> Container:
@@ -90,15 +113,20 @@ def _read_png(body: bytes) -> Container:
     Frames are left to the decoder, which knows whether the still image is one of them.
     """
     view = memoryview(body)
-    length, kind, width, height = struct.unpack_from(">I4sII", body, 8)
+    length, kind, width, height, depth, colours = struct.unpack_from(">I4sIIBB", body, 8)
     if kind != b"IHDR" or length != 13:
         raise PictureError(Reason.CORRUPT, "a PNG without its header")
-    position = 8
+    position, parts, pixel_bytes = 8, 0, _png_pixel_bytes(depth, colours)
     while kind != b"IEND":
+        parts = _count(parts)
         length, kind = struct.unpack_from(">I4s", body, position)
         end = position + 12 + length
         if end > len(body):
             raise _cut()
+        if kind == b"IHDR" and position > 8:
+            raise PictureError(Reason.CORRUPT, "a PNG with two headers")
+        if kind == b"acTL":
+            pixel_bytes = ANIMATION_BYTES
         # Viewers ignore a wrong checksum in ancillary chunks (lower-case names), and so do we.
         checked = kind[0] < 0x60 or kind == b"fdAT"
         if checked and zlib.crc32(view[position + 4 : end - 4]).to_bytes(4, "big") != view[end - 4 : end]:
@@ -106,7 +134,13 @@ def _read_png(body: bytes) -> Container:
             raise PictureError(Reason.CORRUPT, f"wrong checksum in the PNG's {name} chunk")
         position = end
     _check_tail(body, position)
-    return Container(ImageFormat.PNG, width, height, 0)
+    return Container(ImageFormat.PNG, width, height, 0, width * height * pixel_bytes)
+
+
+def _png_pixel_bytes(depth: int, colours: int) -> int:
+    if colours == 0 and depth == 16:
+        return PNG_DEEP_GREY_BYTES
+    return PNG_BYTES.get(colours, PNG_COLOUR_BYTES)
 
 
 def _read_webp(body: bytes) -> Container:
@@ -114,8 +148,9 @@ def _read_webp(body: bytes) -> Container:
     file_end = 8 + int(struct.unpack_from("<I", body, 4)[0])
     if file_end > len(body):
         raise _cut()
-    position, width, height, frames = 12, 0, 0, 0
+    position, width, height, frames, parts = 12, 0, 0, 0, 0
     while position + 8 <= file_end:
+        parts = _count(parts)
         kind, length = struct.unpack_from("<4sI", body, position)
         if position + 8 + length > file_end:
             raise _cut()
@@ -124,7 +159,8 @@ def _read_webp(body: bytes) -> Container:
         frames += kind == b"ANMF"
         position += 8 + length + (length & 1)
     _check_tail(body, file_end)
-    return Container(ImageFormat.WEBP, width, height, frames or 1)
+    pixel_bytes = WEBP_ANIMATION_BYTES if frames > 1 else WEBP_BYTES
+    return Container(ImageFormat.WEBP, width, height, frames or 1, width * height * pixel_bytes)
 
 
 def _webp_size(body: bytes, kind: bytes, start: int) -> tuple[int, int]:
@@ -144,10 +180,11 @@ def _webp_size(body: bytes, kind: bytes, start: int) -> tuple[int, int]:
 def _read_gif(body: bytes) -> Container:
     """Blocks up to the trailer (GIF89a, appendix B). A frame may reach over the edge of the screen."""
     width, height, flags = struct.unpack_from("<HHB", body, 6)
-    position, frames = 13 + gif_table_bytes(flags), 0
+    position, frames, parts = 13 + gif_table_bytes(flags), 0, 0
     while (block := body[position]) != GIF_TRAILER:
+        parts = _count(parts)
         if block == GIF_EXTENSION:
-            position = skip_gif_data(body, position + 2)
+            position, parts = _skip_gif_extension(body, position + 2, parts)
         elif block == GIF_IMAGE:
             left, top, wide, high, flags = struct.unpack_from("<4HB", body, position + 1)
             width, height, frames = max(width, left + wide), max(height, top + high), frames + 1
@@ -160,7 +197,8 @@ def _read_gif(body: bytes) -> Container:
     if frames == 0:
         raise PictureError(Reason.CORRUPT, "a GIF without a frame")
     _check_tail(body, position + 1)
-    return Container(ImageFormat.GIF, width, height, frames)
+    pixel_bytes = ANIMATION_BYTES if frames > 1 else GIF_BYTES
+    return Container(ImageFormat.GIF, width, height, frames, width * height * pixel_bytes)
 
 
 def gif_table_bytes(flags: int) -> int:
@@ -175,10 +213,19 @@ def skip_gif_data(body: bytes, position: int) -> int:
     return position + 1
 
 
+def _skip_gif_extension(body: bytes, position: int, parts: int) -> tuple[int, int]:
+    """Skip the same chain where each sub-block counts as a part: Pillow keeps what it has of comments."""
+    while length := body[position]:
+        position += length + 1
+        parts = _count(parts)
+    return position + 1, parts
+
+
 def _read_avif(body: bytes) -> Container:
     """Top-level boxes of length, kind and data (ISO/IEC 14496-12, 4.2) must fill the file exactly."""
-    position, width, height = 0, 0, 0
+    position, width, height, parts = 0, 0, 0, 0
     while position < len(body):
+        parts = _count(parts)
         length, kind = struct.unpack_from(">I4s", body, position)
         if length == 1:
             length = struct.unpack_from(">Q", body, position + 8)[0]
@@ -195,7 +242,7 @@ def _read_avif(body: bytes) -> Container:
     if position > len(body):
         raise _cut()
     _check_tail(body, position)
-    return Container(ImageFormat.AVIF, width, height, 0)
+    return Container(ImageFormat.AVIF, width, height, 0, width * height * AVIF_BYTES)
 
 
 def _avif_size(body: bytes, start: int, end: int) -> tuple[int, int]:
@@ -217,6 +264,13 @@ def _check_tail(body: bytes, end: int) -> None:
     """Find a web page behind the image, or in place of its second half (lossy WebP decodes any bytes)."""
     if MARKUP.search(body, end, end + MARKUP_BYTES) or b"</html>" in body[-64:].lower():
         raise PictureError(Reason.CORRUPT, "the image breaks off or ends, and a web page follows")
+
+
+def _count(parts: int) -> int:
+    """One part more, unless that is too many."""
+    if parts >= PARTS_MAX:
+        raise PictureError(Reason.CORRUPT, f"a file of more than {PARTS_MAX} parts")
+    return parts + 1
 
 
 def _cut() -> PictureError:

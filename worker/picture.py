@@ -5,11 +5,13 @@ Must never open a format outside ImageFormat, nor allocate pixels before their n
 Thread-safe; Pillow and hashlib release the interpreter lock while they work.
 """
 
+import contextlib
 import hashlib
 import io
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from PIL import (
@@ -24,9 +26,10 @@ from PIL import (
 
 from models.outcomes import ImageFormat, Reason, Verification
 from models.settings import Settings
-from worker.container import Container, read_container, tell_format
+from worker.container import JPEG_SCANS_MAX, Container, read_container, tell_format
 from worker.errors import PictureError
 from worker.header import exif_orientation, read_header
+from worker.memory import bounded_memory
 
 # The allow-list is a class per format rather than Image.open(formats=…): the same decoders, without the step
 # that turns a JPEG into an MPO and refuses good pictures whose list of further pictures is out of date.
@@ -60,8 +63,12 @@ DECODER_ERRORS = (
 DRAFT_SIZE = (36, 32)
 HASH_SIZE = (9, 8)
 
-# A progressive JPEG is walked once per scan, and a scan can cost four bytes. Cameras and encoders use ten.
-JPEG_SCANS_MAX = 500
+# A JPEG of several scans may be walked so often as is twenty times for the largest picture accepted: three seconds.
+JPEG_PASSES_MAX = 20
+# Pictures are converted for the hash in strips of so many rows: a copy of the whole would double the memory.
+STRIP_ROWS = 64
+# Pillow keeps text that a PNG has compressed.
+PngImagePlugin.MAX_TEXT_MEMORY = 16 * 1024 * 1024
 
 # The children of a worker fill the cores already.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
@@ -93,7 +100,7 @@ def inspect(body: bytes, settings: Settings, verification: Verification = Verifi
     """Look at ``body`` as closely as ``verification`` says, and describe it.
 
     Raises PictureError: NOT_AN_IMAGE, CORRUPT, or TOO_MANY_PIXELS by ``image_pixels_max`` (all frames
-    together) and ``image_frames_max``, which are checked before anything is decoded.
+    together), ``image_frames_max`` and ``decode_bytes_max``, which are checked before anything is decoded.
     """
     if verification is Verification.NONE:
         digest = hashlib.sha256(body).digest()
@@ -102,9 +109,13 @@ def inspect(body: bytes, settings: Settings, verification: Verification = Verifi
     _check_bounds(container.width, container.height, container.frames, settings)
     if verification is Verification.HEADER:
         return _read(body, container, settings)
+    _check_cost(container, settings)
     Image.MAX_IMAGE_PIXELS = settings.image_pixels_max
+    # An AVIF says what it holds in two places, and its decoder believes the other one.
+    is_trusted = container.format is not ImageFormat.AVIF
     try:
-        return _decode(body, container, settings)
+        with contextlib.nullcontext() if is_trusted else bounded_memory(settings.decode_bytes_max):
+            return _decode(body, container, settings)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PictureError(Reason.TOO_MANY_PIXELS, str(error)) from None
     except DECODER_ERRORS as error:
@@ -130,13 +141,26 @@ def _check_bounds(width: int, height: int, frames: int, settings: Settings) -> N
         raise PictureError(Reason.TOO_MANY_PIXELS, detail)
 
 
+def _check_cost(container: Container, settings: Settings) -> None:
+    """Refuse from the header what would take too much memory or time, though its pixels are few enough."""
+    if container.decoding_bytes > settings.decode_bytes_max:
+        detail = (
+            f"decoding {container.width} by {container.height} pixels of {container.format} takes "
+            f"{container.decoding_bytes} bytes; at most {settings.decode_bytes_max} are given"
+        )
+        raise PictureError(Reason.TOO_MANY_PIXELS, detail)
+    passes = container.scans * container.width * container.height
+    if container.scans > JPEG_SCANS_MAX or passes > JPEG_PASSES_MAX * settings.image_pixels_max:
+        detail = f"a JPEG of {container.scans} scans of {container.width} by {container.height} pixels"
+        raise PictureError(Reason.TOO_MANY_PIXELS, f"{detail}; so many are not accepted")
+
+
 def _decode(body: bytes, container: Container, settings: Settings) -> Picture:
     with DECODERS[container.format](io.BytesIO(body)) as image:
         frames = container.frames or int(getattr(image, "n_frames", 1))
         _check_bounds(image.width, image.height, frames, settings)
         width, height = image.size
         if container.format is ImageFormat.JPEG:
-            _check_scans(image, body)
             # Every coefficient is still read, so that a cut file is found; only the inverse transform shrinks.
             image.draft("L", DRAFT_SIZE)
         image.load()
@@ -152,26 +176,17 @@ def _decode(body: bytes, container: Container, settings: Settings) -> Picture:
     return Picture(container.format, width, height, orientation, digest, perceptual_hash, len(body))
 
 
-def _check_scans(image: ImageFile.ImageFile, body: bytes) -> None:
-    if "progressive" in image.info and (scans := body.count(b"\xff\xda")) > JPEG_SCANS_MAX:
-        detail = f"a progressive JPEG of {scans} scans; at most {JPEG_SCANS_MAX} are accepted"
-        raise PictureError(Reason.TOO_MANY_PIXELS, detail)
-
-
 def difference_hash(image: Image.Image) -> int:
     """64-bit dHash, signed: one bit for each pair of neighbours in 9 by 8 shades of grey, row by row.
 
     Transparent parts count as white, as on a page: logos differ in their alpha channel only.
     """
-    if image.mode.startswith("I"):
-        # Pillow clips 16-bit shades when it converts them; the high byte is the shade.
-        image = image.point(lambda shade: shade / 256)
     if image.has_transparency_data:
-        small = image.convert("RGBA").resize(HASH_SIZE, Image.Resampling.BOX, reducing_gap=2.0)
+        small = _shrink_with_alpha(image).convert("RGBA")
         shades = Image.alpha_composite(Image.new("RGBA", HASH_SIZE, "white"), small).convert("L")
     else:
         if image.mode in {"1", "P", "CMYK", "I;16", "I"}:
-            image = image.convert("L")
+            image = _grey(image)
         shades = image.resize(HASH_SIZE, Image.Resampling.BOX, reducing_gap=2.0).convert("L")
     pixels = shades.tobytes()
     bits = 0
@@ -179,3 +194,29 @@ def difference_hash(image: Image.Image) -> int:
         for left in range(start, start + 8):
             bits = bits << 1 | (pixels[left] < pixels[left + 1])
     return bits - (1 << 64) if bits >> 63 else bits
+
+
+def _shrink_with_alpha(image: Image.Image) -> Image.Image:
+    """What ``image.convert("RGBA").resize(HASH_SIZE, BOX, reducing_gap=2)`` gives, colours weighted by opacity, in
+    strips: the same to the last bit, without three copies of the whole.
+    """
+    across, down = (max(1, side // (2 * hashed)) for side, hashed in zip(image.size, HASH_SIZE, strict=True))
+    reduced = Image.new("RGBa", (-(-image.width // across), -(-image.height // down)))
+    for top, strip in _strips(image, down * max(1, STRIP_ROWS // down)):
+        reduced.paste(strip.convert("RGBA").convert("RGBa").reduce((across, down)), (0, top // down))
+    box = (0, 0, image.width / across, image.height / down)
+    return reduced.resize(HASH_SIZE, Image.Resampling.BOX, box)
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    shades = Image.new("L", image.size)
+    for top, strip in _strips(image, STRIP_ROWS):
+        shades.paste(strip.convert("L"), (0, top))
+    return shades
+
+
+def _strips(image: Image.Image, rows: int) -> Iterator[tuple[int, Image.Image]]:
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        # Pillow clips 16-bit shades when it converts them; the high byte is the shade.
+        yield top, strip.point(lambda shade: shade / 256) if strip.mode.startswith("I") else strip

@@ -16,6 +16,7 @@ from scheduler.cli import main
 from scheduler.devstack import Layout
 from tests.support.crawling import check_books, query
 from tests.support.factories import create_profile
+from tests.support.poison import PIXELS_MAX
 from tests.support.processes import Command, call, environment, part_of, processes_of, until
 from tests.support.site import Site
 
@@ -238,7 +239,7 @@ def test_a_picture_that_no_decoder_ends_costs_one_candidate(site, external, engi
     lines = [f"{site.url}/free/{number}" for number in range(40)]
     lines.insert(10, f"{site.url}/slow/7000")
     (tmp_path / "urls.txt").write_text("\n".join(lines))
-    shell = external | {"PIXTRAWL_DECODE_SECONDS_MAX": "1"}
+    shell = external | {"PIXTRAWL_DECODE_SECONDS_MAX": "1", "PIXTRAWL_IMAGE_PIXELS_MAX": str(PIXELS_MAX)}
     with Command(tmp_path, shell, "run", "urls.txt", "--out", "pictures", "--json") as run:
         assert run.wait() == 0, run.errors
     report = json.loads(run.output)

@@ -19,7 +19,7 @@ from tests.support.hostile_server import (
     serve,
 )
 from worker import body as body_module
-from worker.body import FREE_BYTES, BodyMemory
+from worker.body import FREE_BYTES, BodyMemory, Pieces
 from worker.errors import CandidateError
 from worker.transport import MESSAGE_CHARACTERS_MAX
 
@@ -81,6 +81,18 @@ async def test_other_codings_are_no_image():
             assert (await failure(get(f"{server.origin}/{label}"))).reason is Reason.NOT_AN_IMAGE
         for label in ("identity", "aws-chunked", "none"):
             assert (await get(f"{server.origin}/{label}")).body == PIXELS
+
+
+def test_crumbs_take_little_more_than_themselves():
+    """A body that comes two bytes at a time is held in about its own size, not in an object for each piece."""
+    tracemalloc.start()
+    pieces = Pieces()
+    for number in range(200_000):
+        pieces.add(number.to_bytes(2, "big") if number < 65536 else bytes(bytearray(2)))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1_000_000
+    assert len(pieces.join()) == 400_000
 
 
 @in_loop

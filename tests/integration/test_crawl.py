@@ -31,6 +31,7 @@ from tests.support.crawling import (
     read_chunk,
     read_job,
 )
+from tests.support.poison import PIXELS_MAX
 from tests.support.processes import until
 from tests.support.site import Site
 from worker.child import Child
@@ -57,6 +58,7 @@ def settings(services, database_url, tmp_path) -> Settings:
         allowed_networks="127.0.0.0/8",
         lease_seconds=5,
         host_transfers=100,
+        image_pixels_max=PIXELS_MAX,
     )
 
 

@@ -88,6 +88,9 @@ async def test_the_password_is_the_proxys_alone():
         url = f"https://images.test:{secret.port}/"
         async with through(proxy, user="me:hunter2%20%C3%BC@", ssl_context=trusting) as get:
             assert (await get(url)).body == PIXELS
+            async with serve(always(response(PIXELS))) as plain:
+                assert (await get(f"http://images.test:{plain.port}/")).body == PIXELS
+                assert "proxy-authorization" not in plain.requests[0].headers
             assert "hunter2" not in repr(get.settings)
             assert "proxy-authorization" not in secret.requests[0].headers
             assert "authorization" not in secret.requests[0].headers

@@ -17,6 +17,7 @@ from models.database import transaction
 from models.jobs import SourceState
 from models.outcomes import Candidate
 from tests.support.crawling import NewJob, new_job, query, read
+from tests.support.poison import PIXELS_MAX
 from tests.support.processes import Command, environment, parent, until
 
 LEAVE_SECONDS = 15
@@ -34,9 +35,9 @@ class Fleet:
         **settings: object,
     ) -> None:
         self.folder = folder
-        urls = {"database_url": database_url, "redis_url": redis_url}
+        usual = {"database_url": database_url, "redis_url": redis_url, "image_pixels_max": PIXELS_MAX}
         # A test's one site stands for many hosts.
-        given = {"host_transfers": 500} | urls | settings
+        given = {"host_transfers": 500} | usual | settings
         self.shell = environment(folder / "home", **given) | dict(variables or {})
         self.commands: list[Command] = []
 

@@ -1,4 +1,4 @@
-"""Pictures that only decoding tells from good ones: by its time, or by its failure."""
+"""Pictures that only decoding tells from good ones: by its time, where many pixels are accepted, or its failure."""
 
 import io
 import struct
@@ -6,7 +6,10 @@ import zlib
 
 from PIL import Image
 
-from worker.picture import JPEG_SCANS_MAX
+from worker.container import JPEG_SCANS_MAX
+
+PIXELS_MAX = 2_000_000_000
+"""With the default of image_pixels_max, such a picture is refused from its header."""
 
 
 def slow_jpeg(side: int = 3000) -> bytes:

@@ -10,7 +10,7 @@ import pytest
 
 from models.outcomes import Reason
 from models.settings import Settings
-from tests.support.poison import slow_jpeg
+from tests.support.poison import PIXELS_MAX, slow_jpeg
 from tests.support.site import picture
 from worker.careful import CarefulDecoder
 from worker.errors import PictureError
@@ -20,7 +20,7 @@ from worker.picture import inspect
 @pytest.fixture
 def careful():
     """A decoder that gives one picture two seconds."""
-    decoder = CarefulDecoder(Settings(decode_seconds_max=2))
+    decoder = CarefulDecoder(Settings(decode_seconds_max=2, image_pixels_max=PIXELS_MAX))
     yield decoder
     decoder.close()
 

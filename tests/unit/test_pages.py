@@ -9,6 +9,7 @@ import click
 import pytest
 
 from models import Base
+from models.settings import Settings
 from scheduler.cli import pixtrawl
 from tests.support.pages import FENCE, blocks, commands
 
@@ -87,3 +88,18 @@ def test_rules_are_those_of_the_tables(page: Path) -> None:
     tables = Base.metadata.tables.values()
     declared = {str(rule.name) for table in tables for rule in (*table.constraints, *table.indexes)}
     assert set(RULE.findall(page.read_text())) <= declared
+
+
+def test_safety_names_real_tests():
+    """Each test that docs/safety.md names exists, and each of its settings."""
+    page = (ROOT / "docs" / "safety.md").read_text()
+    named = set(re.findall(r"`(test_[a-z0-9_]+)`", page))
+    written = {
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    assert len(named) > 20
+    assert named <= written, named - written
+    for variable in re.findall(r"`PIXTRAWL_([A-Z_]+)`", page):
+        assert variable.lower() in Settings.model_fields
