@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import structlog
+from redis import Redis
 from sqlalchemy import Engine, create_engine, make_url
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
@@ -52,6 +53,22 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Services"]:
             return
         with other_postgres(Path(binaries)) as url:
             yield replace(running, database_url=url)
+
+
+@pytest.fixture
+def redis_url(services: "Services") -> Iterator[str]:
+    """URL of the run's Valkey, in which no site is remembered: its port may have been another test's."""
+    forget_sites(services.redis_url)
+    yield services.redis_url
+    forget_sites(services.redis_url)
+
+
+def forget_sites(url: str) -> None:
+    """Delete what is known of origins."""
+    with Redis(unix_socket_path=url.partition("://")[2]) as redis:
+        for kind in ("robots", "tdmrep"):
+            for key in redis.scan_iter(f"pixtrawl:{kind}:*"):
+                redis.delete(key)
 
 
 def of_database(url: str, name: str) -> str:

@@ -5,10 +5,11 @@ from typing import Protocol
 
 import structlog
 
+from models.opt_outs import OptOut
 from models.outcomes import Accepted, Candidate, Outcome, Reason, Refused
 from worker.child import Child
 from worker.errors import AddressError, CandidateError, PictureError, TransferError
-from worker.fetch import Fetched, Hooks, Visit, admit, step
+from worker.fetch import Fetched, Visit, step
 from worker.picture import Picture
 from worker.politeness import Host, Turn
 from worker.store import Store, StoreError
@@ -39,7 +40,7 @@ def begin_visit(child: Child, candidate: Candidate) -> Visit | Refused:
 
 
 async def crawl_visit(
-    child: Child, store: Store, visit: Visit, turn: Turn, decoder: Decoder, hooks: Hooks
+    child: Child, store: Store, visit: Visit, turn: Turn, decoder: Decoder, obeyed: frozenset[OptOut]
 ) -> Outcome | float:
     """Use one turn of a visit: fetch, and inspect and store what came. Its outcome, or in how many seconds it wants
     another turn. Its share of the memory lasts until it is stored.
@@ -48,7 +49,7 @@ async def crawl_visit(
     """
     fetched = None
     try:
-        fetched = await take_turn(child, visit, turn, hooks)
+        fetched = await take_turn(child, visit, turn, obeyed)
         if fetched is None:
             return 0.0
         return await child.in_decoder(keep, child, store, visit.candidate, fetched, decoder)
@@ -66,20 +67,17 @@ async def crawl_visit(
         visit.lease.release()
 
 
-async def take_turn(child: Child, visit: Visit, turn: Turn, hooks: Hooks) -> Fetched | None:
-    """Ask the owner and make one request, and tell what it says of the host. None: the visit wants another turn.
-
-    Raises CandidateError.
-    """
+async def take_turn(child: Child, visit: Visit, turn: Turn, obeyed: frozenset[OptOut]) -> Fetched | None:
+    """Make one request, if it may be made now, and tell what it says of the host. Raises CandidateError."""
+    patience = child.settings.host_patience_seconds
+    hooks = child.opt_outs.hooks(obeyed, lambda _, seconds: turn.heed_delay(min(seconds, patience)))
     try:
-        delay_seconds = await admit(visit, hooks)
-        if turn.heed_delay(min(delay_seconds, child.settings.host_patience_seconds)):
-            return None
         fetched = await step(child.transport, visit, child.settings, hooks=hooks)
     except CandidateError as error:
-        tell(turn, visit, error, child.settings.host_patience_seconds)
+        tell(turn, visit, error, patience)
         raise
-    turn.answered(visit.latency_seconds or 0.0)
+    if visit.latency_seconds is not None:
+        turn.answered(visit.latency_seconds)
     return fetched
 
 

@@ -20,7 +20,7 @@ from worker.shared import AWAY
 COMMANDS_AT_ONCE = 8
 AWAY_SECONDS = 5.0
 """After a failure Redis is left alone for so long."""
-CLAIM_SECONDS = 45
+CLAIM_SECONDS = 35
 """So long at most do others wait for the child that asks: longer than it may take."""
 POLL_SECONDS, POLL_SECONDS_MAX = 0.05, 0.5
 ORIGINS_MAX = 20_000
@@ -79,7 +79,7 @@ class Cluster:
 
     async def put(self, key: str, packed: bytes, seconds: int) -> None:
         """Let everybody know, for so long."""
-        await self._do(lambda pipeline: pipeline.set(key, packed, ex=max(1, seconds)))
+        await self._do(lambda pipeline: pipeline.set(key, packed, ex=seconds))
 
     async def give_up(self, key: str) -> None:
         """End a claim without an answer: whoever waits asks himself."""
@@ -159,22 +159,29 @@ class OriginMemory(Generic[Value]):
     async def _wait_for_others(self, key: str) -> Record | None:
         """What the cluster knows, once whoever asks now has the answer; None when it is ours to ask."""
         poll_seconds = POLL_SECONDS
-        while (packed := await self._cluster.claim(key)) is not None:
+        while True:
+            try:
+                packed = await self._cluster.claim(key)
+            except asyncio.CancelledError:
+                await self._cluster.give_up(key)  # It may have been claimed, and nobody would know.
+                raise
+            if packed is None:
+                return None
             if packed:
                 return Record.unpack(packed)
             await asyncio.sleep(poll_seconds)
             poll_seconds = min(POLL_SECONDS_MAX, 1.5 * poll_seconds)
-        return None
 
     async def _ask_for_all(self, key: str, origin: str) -> Record:
-        record = None
+        seconds = 0
         try:
             record = await self._ask(origin)
+            seconds = 0 if record.own else int(record.expires_at - time.time())
         finally:
-            if record is None or record.own:
+            if seconds < 1:
                 await self._cluster.give_up(key)
-        if not record.own:
-            await self._cluster.put(key, record.pack(), int(record.expires_at - time.time()))
+        if seconds >= 1:
+            await self._cluster.put(key, record.pack(), seconds)
         return record
 
     def _keep(self, origin: str, value: Value, record: Record) -> None:

@@ -122,7 +122,7 @@ class ChunkRun:
             child.settings, chunk.verification
         )
         self.checkpoint_outcomes = CAREFUL_OUTCOMES if chunk.retry_count else CHECKPOINT_OUTCOMES
-        self.hooks = child.opt_outs.hooks(chunk.ignored_opt_outs)
+        self.obeyed = child.opt_outs.obeyed(chunk.ignored_opt_outs)
         self.line = asyncio.Lock()
         self.alone = suspicion.alone
         candidates, at_once = list(chunk.candidates), child.settings.transfers
@@ -232,7 +232,7 @@ class ChunkRun:
         """One turn of a visit: its outcome, or in how many seconds it wants another."""
         if self.alone:
             await self.suspect(visit.candidate)
-        return await crawl_visit(self.child, self.store, visit, turn, self.decoder, self.hooks)
+        return await crawl_visit(self.child, self.store, visit, turn, self.decoder, self.obeyed)
 
     def closed(self, visit: Visit, host: Host) -> Outcome:
         """The outcome of a candidate whose host nobody asks at present."""

@@ -74,14 +74,13 @@ class Fetched:
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """Rules of others that a fetch obeys. ``admit`` and ``header`` refuse by raising CandidateError.
+    """Rules of others that a fetch obeys; each refuses by raising CandidateError.
 
-    ``admit`` is asked before a URL is, the first and each that a redirect leads to; ``header`` before the body that
-    a URL gives is read; ``delay`` is how many seconds the host of an admitted URL wants between two requests.
+    ``admit`` is asked before each request, and may want the host to be left alone for now: then it says False.
+    ``header`` is asked before the body that a URL gives is read.
     """
 
-    admit: Callable[[ParsedURL], Awaitable[None]] | None = None
-    delay: Callable[[ParsedURL], float] | None = None
+    admit: Callable[[ParsedURL], Awaitable[bool]] | None = None
     header: Callable[[ParsedURL, Headers], None] | None = None
 
 
@@ -160,21 +159,6 @@ class Visit:
         return delay_seconds
 
 
-async def admit(visit: Visit, hooks: Hooks) -> float:
-    """Ask whether the URL where a visit stands may be requested: how many seconds its robots.txt wants between two
-    requests. Raises CandidateError.
-    """
-    visit.latency_seconds = None
-    if hooks.admit is None:
-        return 0.0
-    try:
-        await hooks.admit(visit.target)
-    except CandidateError as error:
-        error.final_url = visit.target.url
-        raise
-    return hooks.delay(visit.target) if hooks.delay is not None else 0.0
-
-
 async def step(
     transport: GuardedTransport,
     visit: Visit,
@@ -185,9 +169,13 @@ async def step(
     accept: str = ACCEPT,
 ) -> Fetched | None:
     """One request where the visit stands: its body, or None when it was a redirect, which the visit has followed.
+    None also when there was no request, because the host is to be left alone for now.
 
-    It has the deadline ``transfer_seconds_max``. Raises CandidateError only.
+    It has the deadline ``transfer_seconds_max``, once it is admitted. Raises CandidateError only.
     """
+    visit.latency_seconds = None
+    if hooks.admit is not None and not await hooks.admit(visit.target):
+        return None
     transfer = _Transfer(transport, settings, visit, clock, hooks, accept)
     visit.tries += visit.target is visit.start
     try:

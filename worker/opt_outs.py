@@ -7,7 +7,7 @@ refusal carries its evidence. docs/opt-outs.md says it for people.
 import datetime
 import functools
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,17 +33,18 @@ REMEMBERED_SECONDS = 24 * 3600
 """No file is believed for longer (RFC 9309, section 2.4)."""
 UNREACHABLE_SECONDS = 300
 """After so long a file that could not be read is asked for again."""
-NO_CONNECTION_SECONDS = 60
-"""A host that was not there is asked again after so long; every candidate of it ends at once meanwhile."""
+NO_ANSWER_SECONDS = 60
+"""A host that gave no answer is asked again after so long; every candidate of it ends at once meanwhile."""
 ADMIT_SECONDS_MAX = 2 * (SECONDS_MAX + CLAIM_SECONDS)
 """The longest that both files of an origin may take: to wait for another child that dies over it, and to ask."""
 
+ALL = frozenset(OptOut)
 Headers = CIMultiDictProxy[str]
 
 
 @dataclass(frozen=True, slots=True)
 class Robots:
-    """The robots.txt of one origin: ``rules``, unless it was ``unreachable`` or the host not there (``absent``)."""
+    """The robots.txt of one origin: ``rules``, unless it was ``unreachable``, or its host (``absent``)."""
 
     source: str
     fetched_at: datetime.datetime
@@ -61,6 +62,14 @@ class Tdmrep:
     reservations: Reservations
 
 
+Heed = Callable[[ParsedURL, float], bool]
+
+
+def heed_nothing(_url: ParsedURL, _seconds: float) -> bool:
+    """Where nobody paces requests."""
+    return False
+
+
 class OptOuts:
     """What the owners of every origin say to this crawler. Make it inside the running loop."""
 
@@ -73,36 +82,39 @@ class OptOuts:
         self.robots = OriginMemory(prefix, cluster, self._ask_robots, _read_robots)
         self.tdmrep = OriginMemory("pixtrawl:tdmrep", cluster, self._ask_tdmrep, _read_tdmrep)
 
-    def hooks(self, ignored: Collection[OptOut] = ()) -> Hooks:
-        """What a fetch has to ask, for a job that ignores these opt-outs as far as the settings let it."""
-        obeyed = set(OptOut) - (set(ignored) & set(self._settings.opt_outs_ignorable))
+    def obeyed(self, ignored: Collection[OptOut]) -> frozenset[OptOut]:
+        """What holds for a job that ignores these opt-outs, as far as the settings let it."""
+        return ALL - (frozenset(ignored) & frozenset(self._settings.opt_outs_ignorable))
+
+    def hooks(self, obeyed: frozenset[OptOut] = ALL, heed: Heed = heed_nothing) -> Hooks:
+        """What a fetch has to ask."""
         return Hooks(
-            admit=functools.partial(self.admit, obeyed=obeyed),
-            delay=self.crawl_delay if OptOut.ROBOTS in obeyed else None,
+            admit=functools.partial(self.admit, obeyed=obeyed, heed=heed),
             header=functools.partial(self.check_header, obeyed=obeyed),
         )
 
-    def crawl_delay(self, url: ParsedURL) -> float:
-        """Seconds that a robots.txt asks us to leave between two requests; 0: it does not, or is not known."""
-        robots = self.robots.known(url.origin)
-        return (robots.rules.crawl_delay or 0.0) if robots else 0.0
-
-    async def admit(self, url: ParsedURL, obeyed: Collection[OptOut] = frozenset(OptOut)) -> None:
+    async def admit(self, url: ParsedURL, obeyed: frozenset[OptOut] = ALL, heed: Heed = heed_nothing) -> bool:
         """Let a URL be requested, or raise OptOutError; AddressError or TransferError when its host is not there.
 
-        Without a robots.txt that says yes, nothing but that is asked of an origin.
+        Without a robots.txt that says yes, nothing but that is asked of an origin. ``heed`` is told of its
+        Crawl-delay. False: not now; ``heed`` wants to wait first, or the present turn went into tdmrep.json.
         """
-        origin = url.origin
+        origin, delay_seconds = url.origin, None
         if OptOut.ROBOTS in obeyed:
-            _check_robots(self.robots.known(origin) or await self.robots.find(origin), url)
-        if OptOut.TDM in obeyed:
-            tdmrep = self.tdmrep.known(origin) or await self.tdmrep.find(origin)
-            if tdmrep.reservations.rules:
-                _check_tdmrep(tdmrep, url)
+            robots = self.robots.known(origin) or await self.robots.find(origin)
+            _check_robots(robots, url)
+            delay_seconds = robots.rules.crawl_delay
+            if delay_seconds and heed(url, delay_seconds):
+                return False
+        if OptOut.TDM not in obeyed:
+            return True
+        known = self.tdmrep.known(origin)
+        tdmrep = known or await self.tdmrep.find(origin)
+        if tdmrep.reservations.rules:
+            _check_tdmrep(tdmrep, url)
+        return known is not None or not delay_seconds
 
-    def check_header(
-        self, url: ParsedURL, headers: Headers, obeyed: Collection[OptOut] = frozenset(OptOut)
-    ) -> None:
+    def check_header(self, url: ParsedURL, headers: Headers, obeyed: frozenset[OptOut] = ALL) -> None:
         """Let a body be read, or raise OptOutError."""
         if OptOut.X_ROBOTS_TAG in obeyed and (tags := headers.getall("X-Robots-Tag", ())):
             refused = refused_for(tags, self.token)
@@ -131,7 +143,7 @@ class OptOuts:
         except httpx.TransportError as error:
             reason = error.refusal.reason if isinstance(error, RefusedError) else reason_of(error)
             absent = [reason.value, str(error) or type(error).__name__]
-            return _record(url.url, NO_CONNECTION_SECONDS, own=True, absent=absent)
+            return _record(url.url, NO_ANSWER_SECONDS, own=True, absent=absent)
         rules = Rules.parse(file.body, self.token)
         return _record(file.url, REMEMBERED_SECONDS, file, agent=rules.agent, lines=rules.lines)
 
@@ -148,7 +160,7 @@ class OptOuts:
         except UnreachableError:
             return _record(url.url, UNREACHABLE_SECONDS, rules=[])
         except httpx.TransportError:
-            return _record(url.url, NO_CONNECTION_SECONDS, own=True, rules=[])
+            return _record(url.url, NO_ANSWER_SECONDS, own=True, rules=[])
         return _record(file.url, REMEMBERED_SECONDS, file, rules=Reservations.parse(file.body).rules)
 
 

@@ -167,15 +167,19 @@ class Host:
 class Turn:
     """One request at a host: it ends once, with what became of it, or by ``close``, which knows nothing."""
 
-    __slots__ = ("_host", "host_name")
+    __slots__ = ("_host", "_pause_seconds", "host_name")
 
     def __init__(self, host: Host) -> None:
         self._host: Host | None = host
         self.host_name = host.name
+        self._pause_seconds = host.pause_seconds if host.paced else 0.0
 
     def heed_delay(self, seconds: float) -> bool:
-        """The host's robots.txt asks for so many seconds between two requests. True: this turn came too early."""
-        return self._host is not None and self._host.heed_delay(seconds)
+        """The host's robots.txt asks for so many seconds between two requests. True: this turn was given out before
+        anybody knew, and may not be used.
+        """
+        news = self._host is not None and self._host.heed_delay(seconds)
+        return news or self._pause_seconds < seconds
 
     def answered(self, latency_seconds: float, *, struggling: bool = False) -> None:
         """The host answered, after ``latency_seconds``; ``struggling`` if it said that it cannot at present."""

@@ -21,16 +21,9 @@ SECONDS_MAX = 30.0
 """For one file, all attempts and redirects together."""
 ATTEMPTS = 2
 PAUSE_SECONDS = 1.0
+ACCEPT = "text/plain,*/*;q=0.5"
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-NO_CONNECTION = (
-    httpx.ConnectError,
-    httpx.ConnectTimeout,
-    httpx.ProxyError,
-    httpx.LocalProtocolError,
-    httpx.UnsupportedProtocol,
-)
-"""Nothing was sent: whatever else is asked of this host would end in the same way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,52 +37,62 @@ class SiteFile:
 
 
 class UnreachableError(Exception):
-    """The file could not be read although the host is there; maybe not for long. The message says why."""
+    """The host answers, but the file could not be read; maybe not for long. The message says why."""
 
 
 async def fetch_file(transport: GuardedTransport, url: ParsedURL, settings: Settings) -> SiteFile:
     """Ask for a file, once more after a pause if there was no usable answer.
 
-    Raises UnreachableError; or one of NO_CONNECTION when the host of ``url`` itself is not there.
+    Raises UnreachableError; or httpx.TransportError when the host of ``url`` gave no answer at all.
     """
     seconds_max = min(SECONDS_MAX, settings.transfer_seconds_max)
+    question = _Question(transport, url)
     try:
         async with asyncio.timeout(seconds_max):
             for _ in range(1, ATTEMPTS):
                 try:
-                    return await _follow(transport, url)
-                except RefusedError:
+                    return await question.follow()
+                except (RefusedError, httpx.TimeoutException):
                     raise
                 except (UnreachableError, httpx.TransportError):
                     await asyncio.sleep(PAUSE_SECONDS)
-            return await _follow(transport, url)
+            return await question.follow()
     except TimeoutError:
-        raise UnreachableError(f"there was no answer within {seconds_max:g} seconds") from None
+        message = f"there was no answer within {seconds_max:g} seconds"
+        raise (UnreachableError if question.answered else httpx.ReadTimeout)(message) from None
 
 
-async def _follow(transport: GuardedTransport, url: ParsedURL) -> SiteFile:
-    """Go from hop to hop. More redirects than REDIRECTS_MAX are an answer without a file (RFC 9309, 2.3.1.2)."""
-    target = url
-    for hop in range(REDIRECTS_MAX + 1):
-        try:
-            received = await transport.send("GET", target.url, headers={"Accept": "text/plain,*/*;q=0.5"})
-        except NO_CONNECTION as error:
-            if hop == 0:
-                raise
-            raise UnreachableError(f"it is redirected to {target.host}: {error}") from error
-        except httpx.TransportError as error:
-            raise UnreachableError(str(error) or type(error).__name__) from error
-        try:
-            location = received.headers.get("Location") if received.status in _REDIRECTS else None
-            if location is None:
-                return await _receive(transport, received, target)
-        finally:
-            received.release()
-        try:
-            target = resolve_location(target, location)
-        except AddressError as error:
-            raise UnreachableError(f"it is redirected to what cannot be fetched: {error.detail}") from error
-    return SiteFile(target.url, received.status, b"", _now())
+class _Question:
+    """One file that is asked for; ``answered`` once its host has said anything."""
+
+    def __init__(self, transport: GuardedTransport, url: ParsedURL) -> None:
+        self._transport = transport
+        self._url = url
+        self.answered = False
+
+    async def follow(self) -> SiteFile:
+        """Go from hop to hop; after REDIRECTS_MAX redirects there is no file (RFC 9309, section 2.3.1.2)."""
+        target = self._url
+        for hop in range(REDIRECTS_MAX + 1):
+            try:
+                received = await self._transport.send("GET", target.url, headers={"Accept": ACCEPT})
+            except httpx.TransportError as error:
+                if hop == 0:
+                    raise
+                raise UnreachableError(f"it is redirected to {target.host}: {error}") from error
+            self.answered = True
+            try:
+                location = received.headers.get("Location") if received.status in _REDIRECTS else None
+                if location is None:
+                    return await _receive(self._transport, received, target)
+            finally:
+                received.release()
+            try:
+                target = resolve_location(target, location)
+            except AddressError as error:
+                message = f"it is redirected to what cannot be fetched: {error.detail}"
+                raise UnreachableError(message) from error
+        return SiteFile(target.url, received.status, b"", _now())
 
 
 async def _receive(transport: GuardedTransport, received: Received, target: ParsedURL) -> SiteFile:

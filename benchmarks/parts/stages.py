@@ -4,7 +4,6 @@ the whole system at work, by process.
 
 import asyncio
 import hashlib
-import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,14 +22,14 @@ from benchmarks.submitting import create_users, submit_jobs
 from benchmarks.usage import CHILD, Usage, watching
 from models.database import transaction
 from models.lifecycle import StartedChunk, checkpoint_chunk, settle_chunk
-from models.outcomes import Verification
+from models.outcomes import Candidate, Verification
 from models.queueing import Message
 from models.settings import Settings
 from models.workers import live_slots
 from scheduler.broker import Broker
 from scheduler.dispatch import dispatch
 from scheduler.leader import Leader
-from worker.fetch import fetch
+from worker.fetch import Visit, step
 from worker.picture import inspect
 from worker.store import open_store
 from worker.transport import GuardedTransport
@@ -115,11 +114,13 @@ def fetching(settings: Settings, urls: Sequence[str]) -> Cost:
     async def fetch_all() -> Cost:
         transport = GuardedTransport(settings.model_copy(update={"transfers": CONNECTIONS}))
         waiting = list(urls)
-        chance = random.Random(0)
 
         async def lane() -> None:
             while waiting:
-                await fetch(transport, waiting.pop(), settings, random=chance)
+                with transport.memory.lease() as lease:
+                    visit = Visit(Candidate(0, waiting.pop(), 1), lease)
+                    while await step(transport, visit, settings) is None:
+                        pass  # A redirect.
 
         try:
             with timing(len(urls)) as cost:

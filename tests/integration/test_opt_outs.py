@@ -12,8 +12,8 @@ import pytest
 from pydantic import SecretStr
 
 from models.opt_outs import Declaration, OptOut
-from models.outcomes import Reason
-from tests.support.fetching import PIXELS, Sleeps, failure, fetch
+from models.outcomes import Candidate, Reason
+from tests.support.fetching import PIXELS, failure
 from tests.support.hostile_server import (
     Server,
     by_path,
@@ -28,7 +28,8 @@ from worker import cluster_memory, opt_outs, site_files
 from worker.address import parse_url
 from worker.body import SHARED_BYTES
 from worker.cluster_memory import Cluster, OriginMemory, Record
-from worker.errors import AddressError, OptOutError, TransferError
+from worker.errors import AddressError, CandidateError, OptOutError, TransferError
+from worker.fetch import Visit, step
 from worker.opt_outs import OptOuts
 from worker.robots import FILE_BYTES_MAX
 from worker.shared import close_redis, open_redis
@@ -47,23 +48,6 @@ def impatient(monkeypatch):
     monkeypatch.setattr(site_files, "PAUSE_SECONDS", 0.0)
 
 
-@pytest.fixture
-def redis_url(services):
-    """A Redis that knows no site: a port may have been another test's."""
-    asyncio.run(forget(services.redis_url))
-    yield services.redis_url
-    asyncio.run(forget(services.redis_url))
-
-
-async def forget(url: str) -> None:
-    """Delete what workers remember of sites."""
-    redis = open_redis(loopback_settings(redis_url=SecretStr(url)))
-    for prefix in ("pixtrawl:robots:*", "pixtrawl:tdmrep:*"):
-        async for key in redis.scan_iter(prefix):
-            await redis.delete(key)
-    await close_redis(redis)
-
-
 class Crawler:
     """What one child has open, as far as owners are asked."""
 
@@ -77,9 +61,16 @@ class Crawler:
 
     async def fetch(self, url: str, ignored: tuple[OptOut, ...] = ()):
         """Fetch a URL as a candidate is fetched."""
-        hooks = self.opt_outs.hooks(ignored)
-        named = {"random": random.Random(7), "sleep": Sleeps(), "hooks": hooks}
-        return await fetch(self.transport, url, self.settings, **named)
+        hooks = self.opt_outs.hooks(self.opt_outs.obeyed(ignored))
+        with self.transport.memory.lease() as lease:
+            visit = Visit(Candidate(0, url, 1), lease)
+            while True:
+                try:
+                    if (fetched := await step(self.transport, visit, self.settings, hooks=hooks)) is not None:
+                        return fetched
+                except CandidateError as error:
+                    if visit.again_in(error, self.settings, random.Random(7)) is None:
+                        raise
 
 
 @contextlib.asynccontextmanager
@@ -108,7 +99,6 @@ async def test_what_robots_disallows_is_never_asked_for():
     async with serve(by_path({ROBOTS: PRIVATE})) as server, crawler() as child:
         for _ in range(3):
             error = await failure(child.fetch(f"{server.origin}/private/a.jpg"))
-        assert child.opt_outs.crawl_delay(parse_url(server.origin)) == 3.0
     assert targets(server) == [ROBOTS]
     assert server.requests[0].headers["user-agent"] == "Pixtrawl/0 (test)"
     assert isinstance(error, OptOutError)
@@ -124,6 +114,29 @@ async def test_what_robots_disallows_is_never_asked_for():
         "line_number": 3,
         "agent": "*",
     }
+
+
+@in_loop
+async def test_a_crawl_delay_is_told_before_the_next_request():
+    """Whoever paces requests hears of it first, and gives tdmrep.json a turn of its own."""
+    heard = []
+
+    def heed(url, seconds):
+        heard.append((url.url, seconds))
+        return len(heard) == 1
+
+    async with serve(by_path({ROBOTS: PRIVATE})) as server, crawler() as child:
+        url = parse_url(f"{server.origin}/a")
+        admit = child.opt_outs.hooks(heed=heed).admit
+        assert not await admit(url)
+        assert targets(server) == [ROBOTS]
+        assert not await admit(url)
+        assert targets(server) == [ROBOTS, TDMREP]
+        assert await admit(url)
+        assert heard == [(url.url, 3.0)] * 3
+    async with serve(by_path({})) as server, crawler() as child:
+        assert await child.opt_outs.hooks(heed=heed).admit(parse_url(f"{server.origin}/a"))
+    assert len(heard) == 3
 
 
 @in_loop
@@ -171,11 +184,7 @@ async def test_while_robots_txt_cannot_be_read_nothing_is(status, monkeypatch):
 
 @in_loop
 async def test_a_robots_txt_that_never_comes_refuses():
-    """Silence, a cut body, no HTTP, an unknown coding: the host is there, its wishes are not known."""
-
-    async def silent(_request, _write):
-        await asyncio.Event().wait()
-
+    """A cut body, an unknown coding, a body that takes for ever: the host answers, its wishes are not known."""
     cut = response(b"User-agent: *", headers={"Content-Length": "100"})
 
     async def broken(_request, write):
@@ -187,9 +196,7 @@ async def test_a_robots_txt_that_never_comes_refuses():
         await asyncio.Event().wait()
 
     answers = {
-        silent: "",
         broken: "it broke off",
-        by_path({ROBOTS: b"SSH-2.0-OpenSSH\r\n\r\n"}): "",
         by_path({ROBOTS: response(b"x", headers={"Content-Encoding": "br"})}): "its content coding",
         by_path({ROBOTS: response(b"x", headers={"Content-Encoding": "gzip"})}): "its content coding",
         slow: "there was no answer within 1 seconds",
@@ -205,8 +212,19 @@ async def test_a_robots_txt_that_never_comes_refuses():
 
 
 @in_loop
-async def test_a_host_that_is_not_there_is_told_as_such():
-    """No connection, no name, no trust, no public address: that is the outcome, of all its candidates at once."""
+async def test_a_host_that_gives_no_answer_is_told_as_such():
+    """No connection, no name, silence, no HTTP, no public address: that is the outcome of all its candidates."""
+
+    async def silent(_request, _write):
+        await asyncio.Event().wait()
+
+    answers = {silent: Reason.TIMEOUT, by_path({ROBOTS: b"SSH-2.0-OpenSSH\r\n\r\n"}): Reason.PROTOCOL}
+    for answer, reason in answers.items():
+        for limits in ({"read_seconds_max": 0.3}, {"transfer_seconds_max": 0.3}):
+            async with serve(answer) as server, crawler(**limits) as child:
+                errors = [await failure(child.fetch(f"{server.origin}/{place}")) for place in range(3)]
+            assert {error.reason for error in errors} == {reason}
+            assert targets(server) == [ROBOTS] * (1 if reason is Reason.TIMEOUT else 2)
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         async with crawler() as child:
@@ -351,7 +369,7 @@ async def test_a_job_ignores_what_its_operator_lets_it():
         assert (await failure(child.fetch(f"{server.origin}/private/a"))).reason is Reason.ROBOTS
     async with serve(by_path(answers)) as server, crawler(opt_outs_ignorable=(OptOut.TDM,)) as child:
         assert (await failure(child.fetch(f"{server.origin}/private/a", every))).reason is Reason.ROBOTS
-        await child.opt_outs.hooks(every).admit(parse_url(f"{server.origin}/mined/a"))
+        assert child.opt_outs.obeyed(every) == {OptOut.ROBOTS, OptOut.X_ROBOTS_TAG}
 
 
 @in_loop

@@ -44,11 +44,12 @@ PATHS = ["/private/1", "/mined/2", "/noai/3", "/tdm/4", "/free/5", "/free/6", "/
 
 
 @pytest.fixture
-def child(database_url, tmp_path):
-    """What a pool child has open, without Redis: no other test's site is remembered."""
+def child(database_url, redis_url, tmp_path):
+    """What a pool child has open."""
     settings = read_settings(
         home=tmp_path,
         database_url=database_url,
+        redis_url=redis_url,
         allowed_networks="127.0.0.0/8",
         opt_outs_ignorable="robots,x-robots-tag",
     )
