@@ -16,9 +16,10 @@ from models.database import transaction
 from models.lifecycle import settle_chunk
 from models.outcomes import WEB_PAGE, Reason
 from scheduler.cli import main
+from scheduler.commands.failures import read
 from scheduler.explain import report
 from scheduler.progress import find_job
-from tests.support.crawling import accepted, change, new_job, refused, start_next
+from tests.support.crawling import accepted, change, new_job, query, refused, start_next
 from tests.support.processes import PROGRAM
 
 FAILING = {
@@ -148,6 +149,45 @@ def test_a_large_job_is_sampled_by_show(engine) -> None:
     exact = report(engine, found, 100)
     assert exact["hosts"][0]["failures"] == 70_000
     assert exact["hosts_total"] == 98
+
+
+@pytest.mark.parametrize(
+    "positions",
+    [
+        [0],
+        [7],
+        [0, 10**9],
+        [63, 64, 65],
+        list(range(0, 4096, 2)),
+        [n * 7919 for n in range(200)],
+        [2**31 - 2],
+    ],
+)
+def test_a_sample_leaves_no_gap(engine, positions) -> None:
+    """However positions lie, a job with few failures is seen whole: windows neither overlap nor leave any out."""
+    job = new_job(engine, [10])
+    change(
+        engine,
+        "INSERT INTO failures (job_id, position, position_end, reason) "
+        "SELECT :id, p, p, 'timeout' FROM unnest(CAST(:positions AS int[])) p",
+        id=job.id,
+        positions=positions,
+    )
+    with transaction(engine) as session:
+        assert sum(cell.candidates for cell in sample_outcomes(session, job.id)) == len(positions)
+
+
+def test_a_slow_reader_keeps_no_transaction_open(engine, job, monkeypatch) -> None:
+    """Between two pages of `failures` vacuum goes on, and a session limit ends nothing."""
+    monkeypatch.setattr("scheduler.commands.failures.PAGE_POSITIONS", 3)
+    monkeypatch.setattr("models.failures.PAGE_POSITIONS", 3)
+    pages = read(engine, job.id, (), None)
+    while not next(pages):
+        pass
+    waiting = """SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL"""
+    assert query(engine, waiting) == [(0,)]
+    assert sum(map(len, pages)) > 0
 
 
 def test_hosts_without_number_take_bounded_memory(monkeypatch) -> None:
