@@ -13,9 +13,23 @@ from models.breakdown import FAILURE_AUTHORITY, host_of
 
 PAGE_POSITIONS = 10_000
 
+FIELDS = (
+    "position",
+    "position_end",
+    "url",
+    "host",
+    "reason",
+    "http_status",
+    "final_url",
+    "detail",
+    "attempts",
+    "elapsed_ms",
+    "chunk",
+    "at",
+)
 FAILURES = text(f"""
-SELECT position, position_end, url, {FAILURE_AUTHORITY} AS host, reason, http_status, final_url, detail, attempts,
-    elapsed_ms, chunk_id AS chunk, at
+SELECT position, position_end, url, {FAILURE_AUTHORITY}, reason, http_status, final_url, detail, attempts,
+    elapsed_ms, chunk_id, at
 FROM failures
 WHERE job_id = :job_id AND position BETWEEN :first AND :last
     AND (CAST(:reasons AS text[]) IS NULL OR reason = ANY(CAST(:reasons AS text[])))
@@ -42,7 +56,7 @@ def list_failures(
         "reasons": sorted(reasons) or None,
         "host": host,
     }
-    rows = [dict(row) for row in session.execute(FAILURES, parameters).mappings()]
+    rows = [dict(zip(FIELDS, row, strict=True)) for row in session.execute(FAILURES, parameters)]
     for row in rows:
         row["host"] = host_of(row["host"])
     return [row for row in rows if host is None or row["host"] == host]

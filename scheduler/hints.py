@@ -100,7 +100,7 @@ def host_refuses(breakdown: Breakdown) -> Hint | None:
         HintCode.HOST_REFUSES,
         f"{host} refuses crawlers ({about(breakdown, number)} answers "
         f"{statuses(breakdown, lambda cell: refused(cell) and cell.host == host)}): ask its owner, or leave its "
-        "URLs out.",
+        "URLs out. A contact in PIXTRAWL_USER_AGENT may help.",
         round(number),
         host,
     )

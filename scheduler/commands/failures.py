@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 
 from models.breakdown import host_of
 from models.database import transaction
-from models.failures import PAGE_POSITIONS, last_failure, list_failures
+from models.failures import FIELDS, PAGE_POSITIONS, last_failure, list_failures
 from models.outcomes import Reason
 from scheduler.commands.jobs import job_argument
 from scheduler.commands.options import json_option
@@ -21,24 +21,11 @@ from scheduler.connect import open_database
 from scheduler.printing import print_table
 from scheduler.progress import look_up
 
-FIELDS = (
-    "position",
-    "position_end",
-    "url",
-    "host",
-    "reason",
-    "http_status",
-    "final_url",
-    "detail",
-    "attempts",
-    "elapsed_ms",
-    "chunk",
-    "at",
-)
 COLUMNS = ("POSITION", "REASON", "STATUS", "TRIES", "MS", "URL", "DETAIL")
 NUMBERS = ("POSITION", "STATUS", "TRIES", "MS")
 SPARE = ("DETAIL", "TRIES", "MS", "STATUS")
 SHOWN = 20
+ENCODE = json.JSONEncoder(ensure_ascii=False).encode
 
 
 @click.command()
@@ -90,7 +77,7 @@ def read(
             page = list_failures(session, job_id, first, reasons=reasons, host=host)
         for row in page:
             row["at"] = row["at"].astimezone(datetime.UTC).isoformat(timespec="milliseconds")
-        yield [{name: row[name] for name in FIELDS} for row in page]
+        yield page
 
 
 def limited(pages: Iterable[list[dict[str, Any]]], limit: int | None) -> Iterator[list[dict[str, Any]]]:
@@ -110,7 +97,7 @@ def print_lines(pages: Iterable[list[dict[str, Any]]]) -> None:
     """One JSON array, an object a line."""
     before = "[\n"
     for page in pages:
-        click.echo(before + ",\n".join(json.dumps(row, ensure_ascii=False) for row in page), nl=False)
+        click.echo(before + ",\n".join(ENCODE(row) for row in page), nl=False)
         before = ",\n"
     click.echo("[]" if before == "[\n" else "\n]")
 
