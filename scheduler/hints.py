@@ -3,26 +3,36 @@
 Pure: from a breakdown to sentences. Each rule looks at one pattern.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from operator import itemgetter
 from typing import Any
 
-from models.breakdown import Breakdown, Cell, troubled
+from models.breakdown import Breakdown
 from models.outcomes import Reason
+from scheduler.patterns import (
+    CANDIDATES_MIN,
+    MOST,
+    NEARLY_ALL,
+    about,
+    ending_at,
+    gone,
+    hosts_of,
+    leader,
+    many,
+    most,
+    refused,
+    refusing_hosts,
+    statuses,
+    total,
+)
 from scheduler.printing import count
-from scheduler.remedies import GONE, REFUSING, remedy
+from scheduler.remedies import remedy
 
 HINTS_MAX = 3
-CANDIDATES_MIN = 5
-SHARE_MIN = 0.1
-"""A pattern is worth a hint from so many candidates on, and from such a part of those that were tried."""
 HOSTS_MIN = 3
 """So many hosts are not one host's trouble any more, but ours."""
-MOST = 0.5
-NEARLY_ALL = 0.8
-STATUSES_MAX = 3
 
 
 class HintCode(StrEnum):
@@ -43,7 +53,7 @@ class HintCode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Hint:
-    """One or two sentences about so many candidates, perhaps of one host."""
+    """One or two sentences about so many candidates, most of them perhaps of one host."""
 
     code: HintCode
     message: str
@@ -63,9 +73,13 @@ class Hint:
 def find_hints(breakdown: Breakdown) -> list[Hint]:
     """The hints that explain most candidates first, HINTS_MAX at most."""
     found = [hint for rule in RULES if (hint := rule(breakdown)) is not None]
-    codes = {hint.code: hint for hint in found}
-    found = [hint for hint in found if not any(hint.code in SAID_BY.get(code, ()) for code in codes)]
+    found = [hint for hint in found if not any(says(other, hint) for other in found)]
     return sorted(found, key=lambda hint: -hint.candidates)[:HINTS_MAX]
+
+
+def says(other: Hint, hint: Hint) -> bool:
+    """Whether the other says the same more exactly: of the same host, or of all of them."""
+    return hint.code in SAID_BY.get(other.code, ()) and other.host in {None, hint.host}
 
 
 def private_addresses(breakdown: Breakdown) -> Hint | None:
@@ -79,9 +93,9 @@ def private_addresses(breakdown: Breakdown) -> Hint | None:
 
 def user_agent_refused(breakdown: Breakdown) -> Hint | None:
     """Several hosts, none of them alone, answer that we may not: it is us whom they refuse."""
-    hosts = breakdown.by_host(refused)
+    hosts = refusing_hosts(breakdown, refused)
     number = total(hosts)
-    if not many(breakdown, number) or len(hosts) < HOSTS_MIN or most(hosts)[1] > MOST * number:
+    if not many(breakdown, number) or len(hosts) < HOSTS_MIN or leader(hosts):
         return None
     return Hint(
         HintCode.USER_AGENT_REFUSED,
@@ -93,8 +107,9 @@ def user_agent_refused(breakdown: Breakdown) -> Hint | None:
 
 def host_refuses(breakdown: Breakdown) -> Hint | None:
     """One host answers nearly every request that we may not."""
-    host, number = most(breakdown.by_host(lambda cell: refused(cell) and cell.reason == Reason.HTTP_STATUS))
-    if not many(breakdown, number) or number < NEARLY_ALL * breakdown.asked_by_host.get(host, 0):
+    hosts = refusing_hosts(breakdown, lambda cell: refused(cell) and cell.reason == Reason.HTTP_STATUS)
+    host, number = most(hosts)
+    if not many(breakdown, number):
         return None
     return Hint(
         HintCode.HOST_REFUSES,
@@ -109,13 +124,9 @@ def host_refuses(breakdown: Breakdown) -> Hint | None:
 def host_dominates(breakdown: Breakdown) -> Hint | None:
     """One of several hosts has most of the failures, and little else."""
     host, number = most(breakdown.troubles)
-    if (
-        len(breakdown.asked_by_host) < 2
-        or not many(breakdown, number)
-        or number <= MOST * total(breakdown.troubles)
-    ):
+    if leader(breakdown.troubles) is None or not many(breakdown, number):
         return None
-    if number < MOST * breakdown.asked_by_host.get(host, 0):
+    if len(breakdown.asked_by_host) < 2 or number < MOST * breakdown.asked_by_host[host]:
         return None
     ending, _ = max(breakdown.add_up(lambda cell: ending_at(host, cell)).items(), key=itemgetter(1))
     return Hint(
@@ -133,14 +144,13 @@ def rate_limited(breakdown: Breakdown) -> Hint | None:
     if not many(breakdown, number):
         return None
     hosts = breakdown.by_host(lambda cell: cell.reason == Reason.RATE_LIMITED)
-    where = (
-        f" on {hosts_of(breakdown, hosts)}" if len(hosts) > 1 else f" by {most(hosts)[0]}" if hosts else ""
-    )
+    where = leader(hosts) or hosts_of(breakdown, hosts)
     return Hint(
         HintCode.RATE_LIMITED,
-        f"{count(number)} candidates were rate-limited{where}: lower PIXTRAWL_HOST_TRANSFERS or "
+        f"{count(number)} candidates were rate-limited by {where}: lower PIXTRAWL_HOST_TRANSFERS or "
         f"PIXTRAWL_HOST_RATE, then `pixtrawl retry {breakdown.job_id} --only rate_limited`.",
         number,
+        leader(hosts),
     )
 
 
@@ -200,6 +210,7 @@ def dead_links(breakdown: Breakdown) -> Hint | None:
         f"The list is old: {about(breakdown, number)} links are dead (404, 410, or a host that does not exist). "
         "No setting helps, a newer list does.",
         number,
+        leader(hosts),
     )
 
 
@@ -213,6 +224,7 @@ def web_pages(breakdown: Breakdown) -> Hint | None:
         HintCode.WEB_PAGES,
         f"Web pages came instead of images from {about(breakdown, number)} URLs: list the images' own URLs.",
         number,
+        leader(hosts),
     )
 
 
@@ -249,53 +261,3 @@ SAID_BY = {
     HintCode.HOST_DOMINATES: {HintCode.RATE_LIMITED, HintCode.DEAD_LINKS, HintCode.WEB_PAGES},
 }
 """A hint that says what others would, and more exactly."""
-
-
-def ending_at(host: str, cell: Cell) -> tuple[str, int | None] | None:
-    """Why a cell of the host failed, with the status if that is why; None: it did not, or is another's."""
-    if cell.host != host or cell.reason is None or not troubled(cell):
-        return None
-    return cell.reason, cell.http_status if cell.reason == Reason.HTTP_STATUS else None
-
-
-def refused(cell: Cell) -> bool:
-    """Whether the server said that we, or crawlers, may not."""
-    return cell.reason in {Reason.HTTP_STATUS, Reason.RATE_LIMITED} and cell.http_status in REFUSING
-
-
-def gone(cell: Cell) -> bool:
-    """Whether the picture or its host is not there any more."""
-    if cell.reason == Reason.DNS:
-        return cell.sign != "temporary"
-    return cell.reason == Reason.HTTP_STATUS and cell.http_status in GONE
-
-
-def many(breakdown: Breakdown, number: float) -> bool:
-    """Whether so many candidates are worth a hint."""
-    return number >= CANDIDATES_MIN and number >= SHARE_MIN * breakdown.asked
-
-
-def total(hosts: Mapping[str, float]) -> int:
-    """Candidates of all hosts."""
-    return round(sum(hosts.values()))
-
-
-def most(counted: Mapping[str, float]) -> tuple[str, float]:
-    """What has most, and how many."""
-    return max(counted.items(), key=itemgetter(1), default=("", 0.0))
-
-
-def statuses(breakdown: Breakdown, wanted: Callable[[Cell], bool]) -> str:
-    """The statuses of cells, the most frequent first: 403, 401."""
-    counted = breakdown.add_up(lambda cell: cell.http_status if wanted(cell) else None)
-    return ", ".join(map(str, sorted(counted, key=lambda status: -counted[status])[:STATUSES_MAX]))
-
-
-def hosts_of(breakdown: Breakdown, hosts: Mapping[str, float]) -> str:
-    """How many hosts there are: a sample has met only some."""
-    return f"{'at least ' if breakdown.sampled else ''}{count(len(hosts))} hosts"
-
-
-def about(breakdown: Breakdown, number: float) -> str:
-    """A number that may be an estimate."""
-    return f"{'about ' if breakdown.sampled else ''}{count(round(number))}"

@@ -59,7 +59,7 @@ SAID = {
     HintCode.HOST_REFUSES: "no.images.test refuses crawlers (50 answers 403): ask its owner",
     HintCode.HOST_DOMINATES: "down.images.test has 100 % of the failures, mostly connect: it may be down, try "
     "later with `pixtrawl retry 7`.",
-    HintCode.RATE_LIMITED: "20 candidates were rate-limited on 2 hosts: lower PIXTRAWL_HOST_TRANSFERS",
+    HintCode.RATE_LIMITED: "20 candidates were rate-limited by 2 hosts: lower PIXTRAWL_HOST_TRANSFERS",
     HintCode.DNS_OVERLOADED: "did not answer for 50 candidates on 5 hosts",
     HintCode.BANDWIDTH_FULL: "70 candidates on 4 hosts timed out or were too slow",
     HintCode.TLS_BROKEN: "TLS failed for 40 candidates on 4 hosts: check the clock",
@@ -75,7 +75,23 @@ def test_each_pattern_has_its_hint(code: HintCode) -> None:
     [hint] = find_hints(broken_down(*PATTERNS[code]))
     assert hint.code is code
     assert SAID.get(code, "PIXTRAWL_ALLOWED_NETWORKS") in hint.message
+    assert (hint.host is not None) == (code in {HintCode.HOST_REFUSES, HintCode.HOST_DOMINATES})
     assert hint.host is None or hint.host in hint.message
+
+
+def test_a_hint_hides_only_what_it_says_itself() -> None:
+    """One host is down, another refuses, two want to be asked less often: three hints, the largest first."""
+    cells = [("down.test", "timeout", None, 90), ("no.test", "http_status", 403, 30)]
+    cells += [("a.test", None, None, 50), ("b.test", None, None, 50)]
+    cells += [("a.test", "rate_limited", 429, 15), ("b.test", "rate_limited", 429, 15)]
+    found = [(hint.code, hint.host) for hint in find_hints(broken_down(*cells))]
+    assert found == [
+        (HintCode.HOST_DOMINATES, "down.test"),
+        (HintCode.HOST_REFUSES, "no.test"),
+        (HintCode.RATE_LIMITED, None),
+    ]
+    [alone] = find_hints(broken_down(FINE, ("a.test", "rate_limited", 429, 60), ("b.test", "tls", None, 9)))
+    assert (alone.code, alone.host) == (HintCode.HOST_DOMINATES, "a.test")
 
 
 @pytest.mark.parametrize(
