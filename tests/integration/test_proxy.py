@@ -31,9 +31,13 @@ THERE = {"images.test": "127.0.0.1"}
 
 
 @contextlib.asynccontextmanager
-async def through(proxy, *, user="", host="127.0.0.1", names=PUBLIC, ssl_context=None, **named):
+async def through(
+    proxy, *, user="", host="127.0.0.1", scheme="http", names=PUBLIC, ssl_context=None, **named
+):
     """Give a fetch that goes through the proxy; no network is allowed."""
-    settings = loopback_settings(allowed_networks=(), proxy_url=f"http://{user}{host}:{proxy.port}", **named)
+    settings = loopback_settings(
+        allowed_networks=(), proxy_url=f"{scheme}://{user}{host}:{proxy.port}", **named
+    )
     transport = GuardedTransport(settings, resolver=Names(names), ssl_context=ssl_context)
 
     async def get(url):
@@ -63,6 +67,26 @@ async def test_http_and_https_go_through_the_proxy():
             assert lines[0] == b"GET http://images.test:%d/a?x=%%27 HTTP/1.1" % plain.port
             assert lines[-1] == b"CONNECT images.test:%d HTTP/1.1" % secret.port
             assert secret.requests[0].headers["host"] == f"images.test:{secret.port}"
+
+
+@in_loop
+async def test_the_way_to_the_proxy_may_be_tls():
+    """An https proxy's certificate is verified, and so is the target's inside the tunnel."""
+    trusting = ssl.create_default_context(cafile=str(CERTIFICATE))
+    async with (
+        serve(always(response(PIXELS)), tls_server()) as secret,
+        serve(always(response(PIXELS))) as plain,
+        small_proxy(THERE, "me:hunter2", tls_server()) as proxy,
+    ):
+        urls = [f"https://images.test:{secret.port}/", f"http://images.test:{plain.port}/"]
+        async with through(proxy, user="me:hunter2@", scheme="https", ssl_context=trusting) as get:
+            for url in urls:
+                assert (await get(url)).body == PIXELS
+        proxy.heads.clear()
+        async with through(proxy, user="me:hunter2@", scheme="https") as get:
+            for url in urls:
+                assert (await failure(get(url))).reason in {Reason.TLS, Reason.CONNECT}
+        assert proxy.heads == []
 
 
 @in_loop

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import ssl
 from collections.abc import AsyncIterator, Mapping
 
 PIECE_BYTES = 65536
@@ -61,7 +62,9 @@ async def _copy(source: asyncio.StreamReader, drain: asyncio.StreamWriter) -> No
 
 
 @contextlib.asynccontextmanager
-async def small_proxy(hosts: Mapping[str, str], password: str | None = None) -> AsyncIterator[SmallProxy]:
+async def small_proxy(
+    hosts: Mapping[str, str], password: str | None = None, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[SmallProxy]:
     """Serve on a free loopback port while the block runs."""
     proxy = SmallProxy(hosts, password)
     tasks: set[asyncio.Task[None]] = set()
@@ -71,7 +74,7 @@ async def small_proxy(hosts: Mapping[str, str], password: str | None = None) -> 
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    listener = await asyncio.start_server(accept, "127.0.0.1", 0)
+    listener = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=tls)
     proxy.port = listener.sockets[0].getsockname()[1]
     try:
         yield proxy

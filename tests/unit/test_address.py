@@ -1,5 +1,6 @@
 """Rules for URLs and addresses."""
 
+import contextlib
 import ipaddress
 import time
 
@@ -352,6 +353,19 @@ def test_a_location_of_another_kind_is_refused(location):
     """Only http and https are followed."""
     with pytest.raises(AddressError):
         resolve_location(parse_url("http://example.com/"), location)
+
+
+@pytest.mark.parametrize("character", ["ﷺ", "\u0300", "a\u0327", "❤", "ﷺ.", "\u200d", "%", "[", "@", "a."])
+def test_no_url_takes_long(character):
+    """The longest names and paths of any characters are refused or taken in no time; CPU time is taken."""
+    many = character * (URL_LENGTH_MAX // len(character) - 20)
+    started = time.process_time()
+    for url in (f"http://{many}/", f"http://{many[:250]}/", f"http://a/{many}", f"http://a?{many}"):
+        with contextlib.suppress(AddressError):
+            parse_url(url)
+        with contextlib.suppress(AddressError):
+            resolve_location(parse_url("http://a/b/c"), many)
+    assert time.process_time() - started < 0.25
 
 
 def test_parsing_is_fast():
