@@ -27,6 +27,8 @@ PNG_BYTES = {
     3: 2,
 }  # By colour type: grey and palette. A picture in colours takes four, its hash the rest.
 PNG_DEEP_GREY_BYTES, PNG_COLOUR_BYTES = 4, 5
+# A PNG may be one pixel wide and fifty million high. Each row is an allocation; some are held several times.
+PNG_WIDTH_BYTES, PNG_HEIGHT_BYTES = 16, 20
 GIF_BYTES = 3
 
 JPEG_END = b"\xff\xd9"
@@ -134,7 +136,8 @@ def _read_png(body: bytes) -> Container:
             raise PictureError(Reason.CORRUPT, f"wrong checksum in the PNG's {name} chunk")
         position = end
     _check_tail(body, position)
-    return Container(ImageFormat.PNG, width, height, 0, width * height * pixel_bytes)
+    decoding_bytes = width * height * pixel_bytes + width * PNG_WIDTH_BYTES + height * PNG_HEIGHT_BYTES
+    return Container(ImageFormat.PNG, width, height, 0, decoding_bytes)
 
 
 def _png_pixel_bytes(depth: int, colours: int) -> int:

@@ -69,7 +69,7 @@ def test_scans_are_counted_in_every_jpeg():
         (small("JPEG", progressive=True, subsampling=2), 10, 64 * 64 * 3 // 2 * 2),
         (encode(Image.new("L", (65, 63)), "JPEG", progressive=True), 6, 72 * 64 * 2),
         (encode(Image.new("CMYK", (64, 64)), "JPEG"), 1, 0),
-        (flat_png(64), 1, 64 * 64 * 5),
+        (flat_png(64), 1, 64 * (64 * 5 + 16 + 20)),
         (small("WEBP"), 1, 64 * 64 * 16),
         (small("AVIF"), 1, 64 * 64 * 16),
     ],
@@ -134,6 +134,19 @@ def test_compressed_text_is_bounded():
             assert (reason_of(bomb) if reason else inspect(bomb, SETTINGS).width) == (reason or 64)
     many = b"".join(png_chunk(b"zTXt", b"%d\0\0" % n + zlib.compress(bytes(900_000))) for n in range(30))
     assert reason_of(body[:33] + many + body[33:]) is Reason.CORRUPT
+
+
+@pytest.mark.parametrize(
+    ("width", "height"), [(1, 50_000_000), (50_000_000, 1), (25_000_000, 2), (4, 12_500_000)]
+)
+@pytest.mark.parametrize(("depth", "colours"), [(1, 0), (8, 0), (8, 2), (8, 6), (16, 0)])
+def test_thin_pictures_cost_more_than_their_pixels(width, height, depth, colours):
+    """A PNG of a single row or column within the bound of pixels is refused: its rows took 850 MB."""
+    body = bytearray(small("PNG"))
+    body[8:33] = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colours, 0, 0, 0))
+    with pytest.raises(PictureError, match=r"takes \d+ bytes") as caught:
+        inspect(bytes(body), SETTINGS)
+    assert caught.value.reason is Reason.TOO_MANY_PIXELS
 
 
 def test_a_png_has_one_header():
