@@ -31,7 +31,15 @@ from scheduler.enqueue import RequestError, submit
 from scheduler.leader import Leader
 from scheduler.rescue import drain_job, find_stopped
 from scheduler.split import Splitter
-from tests.support.crawling import change, new_job, query, queue_ready, read_job, wait_for_blocked
+from tests.support.crawling import (
+    change,
+    new_job,
+    query,
+    queue_ready,
+    read_job,
+    start,
+    wait_for_blocked,
+)
 from tests.support.processes import Command, environment, started, until
 from tests.support.tenants import (
     Tenant,
@@ -740,6 +748,23 @@ def test_a_chunk_that_another_process_has_locked_is_passed_over(engine, settings
             assert closing.chunks_left(session, job_id) == 1
     with transaction(engine) as session:
         assert closing.delete_chunks(session, job_id, False, 10) == 1
+
+
+def test_only_a_living_worker_of_ours_is_waited_for(engine):
+    """A chunk whose lease is over goes at once, one that another service runs, too, and any once patience ends."""
+    job = new_job(engine, [1] * 4)
+    lost, foreign, living, _waiting = queue_ready(engine)
+    for message in (lost, foreign, living):
+        assert start(engine, message) is not None
+    lease = "UPDATE job_chunks SET lease_until = {} WHERE id = :id"
+    change(engine, lease.format("now()"), id=lost.chunk_id)
+    change(engine, lease.format("'infinity'"), id=foreign.chunk_id)
+    with transaction(engine) as session:
+        assert closing.delete_chunks(session, job.id, True, 10) == 3
+    assert query(engine, "SELECT id FROM job_chunks") == [(living.chunk_id,)]
+    with transaction(engine) as session:
+        assert closing.delete_chunks(session, job.id, True, 10) == 0
+        assert closing.delete_chunks(session, job.id, False, 10) == 1
 
 
 def test_a_lost_worker_is_not_waited_for_longer_than_its_lease(engine, settings, make, monkeypatch):
