@@ -111,12 +111,10 @@ def add_credits(
     session.execute(LOCK_ACCOUNT, {"user_id": user_id})
     parameters: dict[str, object] = {"user_id": user_id, "amount": amount, "type": kind.value}
     parameters |= {"description": description, "job_id": None, "reference": reference}
+    row = session.execute(ADD, parameters).one_or_none()
+    if row is not None:
+        return Added(row.id, row.balance_after)
     before = session.execute(REPEATED, parameters).one_or_none()
-    if before is None:
-        row = session.execute(ADD, parameters).one_or_none()
-        if row is not None:
-            return Added(row.id, row.balance_after)
-        before = session.execute(REPEATED, parameters).one_or_none()
     if before is None:
         raise CreditError(
             f"Profile {user_id} has no credit account that can take {amount:,} credits: "

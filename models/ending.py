@@ -128,7 +128,7 @@ def drain_cancelled(session: Session, job_id: int, limit: int = 75) -> int:
 
 UNQUEUE_PAUSED = text("""
 WITH held AS (
-    SELECT id FROM job_chunks WHERE job_id = :job_id AND status = 'pending' AND id IN (
+    SELECT id FROM job_chunks WHERE status = 'pending' AND id IN (
         SELECT chunk_id FROM credit_transactions
         WHERE job_id = :job_id AND type = 'usage' AND status = 'pending')
         AND (queued_at IS NULL OR EXISTS (SELECT FROM crawl_jobs WHERE id = :job_id AND paused_at IS NOT NULL))

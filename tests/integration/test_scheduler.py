@@ -859,6 +859,7 @@ def test_only_jobs_with_something_to_drain_are_stopped(engine, leader):
     assert start(engine, message) is None
     drain_stopped(Stages(leader))
     assert find_stopped(leader) == []
+    assert [balance_of(engine, job) for job in (paused, going_on)] == [1000, 998]
     change(engine, "DELETE FROM crawl_jobs WHERE id = :id", id=ended.id)
     check_books(engine)
 
