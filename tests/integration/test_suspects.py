@@ -154,7 +154,9 @@ def test_only_losses_in_a_row_under_the_same_candidate_count(engine) -> None:
 
 
 def test_a_chunk_that_goes_on_suspects_nobody(engine) -> None:
-    """With an outcome since the last loss it is run as any other, whoever ran alone before."""
+    """With an outcome since the last loss it is run as any other; once one more worker is lost, who ran alone when
+    another was is tried first.
+    """
     new_job(engine, [3])
     for _ in range(2):
         lose(engine, start_next(engine))
@@ -165,7 +167,24 @@ def test_a_chunk_that_goes_on_suspects_nobody(engine) -> None:
     assert how(engine, chunk).first == 1
     with transaction(engine) as session:
         assert hand_back_chunk(session, chunk.fence, [accepted(0)]) is not None
-    assert how(engine, start_next(engine)) == Suspicion()
+    chunk = start_next(engine)
+    assert how(engine, chunk) == Suspicion()
+    lose(engine, chunk)
+    assert how(engine, start_next(engine)) == Suspicion(alone=True, first=1)
+
+
+def test_a_candidate_that_ran_alone_and_lost_nobody_is_no_suspect(engine) -> None:
+    """A worker that is lost later, over something else, does not bring it up again."""
+    new_job(engine, [3])
+    for _ in range(2):
+        lose(engine, start_next(engine))
+    chunk = start_next(engine)
+    name(engine, chunk, 1)
+    with transaction(engine) as session:
+        assert hand_back_chunk(session, moved_on(chunk), [accepted(0)]) is not None
+    lose(engine, start_next(engine))
+    chunk = start_next(engine)
+    assert (chunk.retry_count, how(engine, chunk)) == (1, Suspicion())
 
 
 def test_a_worker_that_lost_its_chunk_names_nobody(engine) -> None:
