@@ -505,6 +505,17 @@ def test_a_stopped_job_wants_no_candidates(engine, stop):
         assert splittable_jobs(session) == []
 
 
+def test_a_job_with_enough_under_way_wants_no_candidates(engine):
+    """Until one of them fails."""
+    new_job(engine, [2], max_images=2, source_state=SourceState.SPLITTING)
+    with transaction(engine) as session:
+        assert splittable_jobs(session) == []
+    chunk = start_next(engine)
+    settle_run(engine, chunk, [accepted(0), refused(1)])
+    with transaction(engine) as session:
+        assert [job.wanted for job in splittable_jobs(session)] == [1]
+
+
 @pytest.mark.parametrize("source_state", [SourceState.SPLITTING, SourceState.OPEN])
 def test_the_source_of_a_job_that_another_service_ended_is_left(engine, source_state):
     """Candidates that were not handed out get no outcome behind its back."""
