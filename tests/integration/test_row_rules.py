@@ -78,7 +78,13 @@ def test_updated_at_moves_twice_in_one_transaction(engine: Engine, user: Profile
     with engine.begin() as connection:
         first = moved(connection, "profiles", "UPDATE profiles SET full_name = 'A'")
         second = moved(connection, "profiles", "UPDATE profiles SET full_name = 'B'")
-        assert first[0] < first[1] == second[0] < second[1]
+        assert (
+            first[0]
+            < connection.execute(text("SELECT now()")).scalar_one()
+            < first[1]
+            == second[0]
+            < second[1]
+        )
         connection.execute(text("ALTER TABLE profiles DISABLE TRIGGER touch_updated_at"))
         connection.execute(text("UPDATE profiles SET updated_at = now() + interval '1 hour'"))
         connection.execute(text("ALTER TABLE profiles ENABLE TRIGGER touch_updated_at"))
