@@ -16,8 +16,6 @@ from worker.container import read_container
 from worker.errors import PictureError
 
 ROOT = Path(__file__).parents[2]
-COMING = {"HOST_TRANSFERS", "HOST_RATE"}
-"""Settings of the per-host limits, which hints name already."""
 
 
 def broken_down(*cells: tuple, job_id: int = 7) -> Breakdown:
@@ -187,7 +185,7 @@ def test_settings_that_hints_name_exist() -> None:
     """Nobody is sent to a variable that is not there."""
     texts = ((ROOT / "scheduler" / name).read_text() for name in ("hints.py", "remedies.py"))
     named = {variable for text in texts for variable in re.findall(r"PIXTRAWL_([A-Z_]+)", text)}
-    assert named <= {name.upper() for name in Settings.model_fields} | COMING
+    assert named <= {name.upper() for name in Settings.model_fields}
 
 
 OUTCOMES = (ROOT / "docs" / "outcomes.md").read_text().partition("## How closely")[0]

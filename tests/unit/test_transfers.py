@@ -321,8 +321,6 @@ def test_who_is_left_when_nobody_waits_is_a_straggler():
         gate = Gate()
         transfers = Transfers(CANDIDATES[:3], Stragglers(gate.crawl), polite(), 2)
         transfers.start()
-        transfers.hurry()
-        assert [visit.straggler for visit in visits or [None]] in ([None], [False, False])
         assert not await transfers.wait(0.01)
         transfers.hurry()
         assert [visit.straggler for visit in visits] == [False, False]
