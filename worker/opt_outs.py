@@ -23,7 +23,7 @@ from worker.cluster_memory import CLAIM_SECONDS, Cluster, OriginMemory, Record
 from worker.errors import AddressError, CandidateError, OptOutError, TransferError
 from worker.fetch import Hooks, reason_of
 from worker.reservations import POLICY, RESERVATION, Reservation, Reservations, refused_for, reserves
-from worker.robots import EVERYBODY, Line, Rules, product_token
+from worker.robots import EVERYBODY, Line, Rules, product_token, select_lines
 from worker.site_files import SECONDS_MAX, SiteFile, UnreachableError, fetch_file, file_of
 from worker.transport import GuardedTransport, RefusedError
 
@@ -144,8 +144,8 @@ class OptOuts:
             reason = error.refusal.reason if isinstance(error, RefusedError) else reason_of(error)
             absent = [reason.value, str(error) or type(error).__name__]
             return _record(url.url, NO_ANSWER_SECONDS, own=True, absent=absent)
-        rules = Rules.parse(file.body, self.token)
-        return _record(file.url, REMEMBERED_SECONDS, file, agent=rules.agent, lines=rules.lines)
+        agent, lines = select_lines(file.body, self.token)
+        return _record(file.url, REMEMBERED_SECONDS, file, agent=agent, lines=lines)
 
     async def _ask_tdmrep(self, origin: str) -> Record:
         """A file that cannot be had says that nobody takes part in the protocol (TDMRep, section 4.2); one that
@@ -154,7 +154,7 @@ class OptOuts:
         url = file_of(origin, TDMREP_PATH)
         robots = self.robots.known(origin)
         if robots is not None and robots.rules.refusal(url.url):
-            return _record(url.url, REMEMBERED_SECONDS, rules=[])
+            return _record(url.url, REMEMBERED_SECONDS, own=True, rules=[])
         try:
             file = await fetch_file(self._transport, url, self._settings)
         except UnreachableError:

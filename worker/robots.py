@@ -66,7 +66,7 @@ class Rules:
     @classmethod
     def parse(cls, body: bytes, token: str) -> Self:
         """Read a file, or the first FILE_BYTES_MAX bytes of one, for the crawler with this product token."""
-        return cls(*_select(_decode(body), token.lower()))
+        return cls(*select_lines(body, token))
 
     def refusal(self, url: str) -> Line | None:
         """The line that disallows a URL; None when it may be fetched. The longest match decides, and of equal
@@ -103,16 +103,18 @@ def product_token(user_agent: str) -> str:
     return name[0].lower() if name else EVERYBODY
 
 
-def _select(text: str, token: str) -> tuple[str, list[Line]]:
-    """The crawler's own groups taken together, or those of everybody (RFC 9309, section 2.2.1).
+def select_lines(body: bytes, token: str) -> tuple[str, list[Line]]:
+    """For whom the lines stand that the crawler with this product token obeys, and the lines: its own groups taken
+    together, or those of everybody (RFC 9309, section 2.2.1). They are all that has to be kept of a file.
 
     Only User-agent lines begin a group. What is neither Allow, Disallow nor Crawl-delay, such as Sitemap, is
     passed over and separates nothing.
     """
+    token = token.lower()
     groups: dict[str, list[Line]] = {}
     agents: set[str] = set()
     naming = False
-    for number, raw in enumerate(_LINE_END.split(text), start=1):
+    for number, raw in enumerate(_LINE_END.split(_decode(body)), start=1):
         field, value = _read(raw)
         if field == "user-agent":
             agents = agents if naming else set()

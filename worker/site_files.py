@@ -28,10 +28,9 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 @dataclass(frozen=True, slots=True)
 class SiteFile:
-    """One answer: the URL that gave it, the status, and the file, if there is one, up to FILE_BYTES_MAX bytes."""
+    """One answer: the URL that gave it, and the file, empty if there is none, up to FILE_BYTES_MAX bytes."""
 
     url: str
-    status: int
     body: bytes
     at: datetime.datetime
 
@@ -92,7 +91,7 @@ class _Question:
             except AddressError as error:
                 message = f"it is redirected to what cannot be fetched: {error.detail}"
                 raise UnreachableError(message) from error
-        return SiteFile(target.url, received.status, b"", _now())
+        return SiteFile(target.url, b"", _now())
 
 
 async def _receive(transport: GuardedTransport, received: Received, target: ParsedURL) -> SiteFile:
@@ -100,10 +99,10 @@ async def _receive(transport: GuardedTransport, received: Received, target: Pars
     if status == 429 or status >= 500:
         raise UnreachableError(f"the server answered {status}")
     if not 200 <= status < 300:
-        return SiteFile(target.url, status, b"", _now())
+        return SiteFile(target.url, b"", _now())
     try:
         with transport.memory.lease() as lease:
-            return SiteFile(target.url, status, await _read(received, lease), _now())
+            return SiteFile(target.url, await _read(received, lease), _now())
     except httpx.TransportError as error:
         raise UnreachableError(f"it broke off: {error}") from error
     except (UnknownCodingError, zlib.error) as error:

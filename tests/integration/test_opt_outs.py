@@ -353,6 +353,16 @@ async def test_a_tdmrep_json_that_robots_disallows_is_not_asked_for():
 
 
 @in_loop
+async def test_what_robots_forbids_one_crawler_is_not_known_to_another(redis_url):
+    """A tdmrep.json that one name may not ask for reserves all the same for a name that may."""
+    robots = response(b"User-agent: pixtrawl\nDisallow: /.well-known/")
+    async with serve(by_path({ROBOTS: robots, TDMREP: RESERVED})) as server, crawler(redis_url) as child:
+        await child.admit(f"{server.origin}/mined/a")
+        async with crawler(redis_url, user_agent="Other/1") as other:
+            assert (await failure(other.admit(f"{server.origin}/mined/a"))).reason is Reason.OPT_OUT
+
+
+@in_loop
 async def test_a_job_ignores_what_its_operator_lets_it():
     """Who may ignore an opt-out does not even ask for it; what the operator does not name is obeyed."""
     answers = {
