@@ -20,8 +20,8 @@ PARTS_MAX = 100_000
 JPEG_SCANS_MAX = 500
 # What decoding was measured to take for each pixel: decoder, Pillow's copy, and the frames that are kept between.
 WEBP_BYTES, WEBP_ANIMATION_BYTES = 16, 20
-AVIF_BYTES = 16
-ANIMATION_BYTES = 16
+AVIF_BYTES, AVIF_ANIMATION_BYTES = 16, 22
+ANIMATION_BYTES = 17
 PNG_BYTES = {
     0: 2,
     3: 2,
@@ -245,7 +245,8 @@ def _read_avif(body: bytes) -> Container:
     if position > len(body):
         raise _cut()
     _check_tail(body, position)
-    return Container(ImageFormat.AVIF, width, height, 0, width * height * AVIF_BYTES)
+    pixel_bytes = AVIF_ANIMATION_BYTES if b"avis" in _brands(body) else AVIF_BYTES
+    return Container(ImageFormat.AVIF, width, height, 0, width * height * pixel_bytes)
 
 
 def _avif_size(body: bytes, start: int, end: int) -> tuple[int, int]:

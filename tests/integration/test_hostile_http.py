@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import random
 import ssl
 import time
 import warnings
@@ -26,6 +27,8 @@ from tests.support.hostile_server import (
 )
 from worker.body import MEMBERS_MAX
 from worker.connection import FRAMING_BYTES
+from worker.errors import CandidateError
+from worker.fetch import Fetched
 from worker.transport import GuardedTransport
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -295,3 +298,58 @@ async def test_tls_is_verified_and_new():
                 with pytest.raises(httpx.ConnectError):
                     await transport.send("GET", f"{server.origin}/")
             assert server.requests == []
+
+
+ANSWERS = [
+    *(response(PIXELS[:2048]), response(gzip.compress(PIXELS), headers={"Content-Encoding": "gzip"})),
+    CHUNKED + b"".join(b"64\r\n%s\r\n" % PIXELS[:100] for _ in range(5)) + b"0\r\nX: y\r\n\r\n",
+    *(GO_ON + response(PIXELS), response(status=204), response(b"x", 304), b"HTTP/1.0 200 OK\r\n\r\nabc"),
+    *(response(status=302, headers={"Location": to}) for to in ("/x", "//127.0.0.1/", "?x", "http://[::1]/")),
+    *(response(status=503, headers={"Retry-After": when}) for when in ("5", "Mon, 01 Jan 2024 00:00:00 GMT")),
+    b"HTTP/1.1 101 Go\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\nabc",
+]
+SNIPPETS = [
+    b"\r\n",
+    b"\n",
+    b"\0",
+    b":",
+    b" ",
+    b"\xff",
+    b"0",
+    b"9" * 30,
+    b"-1",
+    b"chunked",
+    b"gzip",
+    OK,
+    GO_ON,
+]
+SNIPPETS += [
+    b"Content-Length: 5\r\n",
+    b"Transfer-Encoding: chunked\r\n",
+    b"Connection: upgrade\r\nUpgrade: h2c\r\n",
+]
+SNIPPETS += [b"Location: http://[::1\r\n", b"Retry-After: \xd9\xa1\r\n", b"Content-Encoding: \xff\r\n"]
+MUTATIONS = 250
+
+
+@in_loop
+async def test_any_answer_ends_in_a_body_or_a_reason():
+    """Hundreds of damaged answers, on kept connections, too, end in a body or a CandidateError."""
+    chance, ended = random.Random(11), set()
+
+    async def answer(_, write):
+        damaged = bytearray(chance.choice(ANSWERS))
+        for _ in range(chance.choice((1, 1, 2, 3, 6))):
+            place, size = chance.randrange(min(len(damaged), 200)), chance.randrange(20)
+            damaged[place : place + chance.choice((0, size))] = chance.choice([*SNIPPETS, b""])
+        await write(bytes(damaged))
+        if chance.random() < 0.8:
+            raise EOFError
+
+    async with serve(answer) as server, door(read_seconds_max=0.2, transfer_seconds_max=1) as get:
+        for _ in range(MUTATIONS):
+            try:
+                ended.add(type(await get(f"{server.origin}/")))
+            except CandidateError as error:
+                ended.add(error.reason)
+    assert {Fetched, Reason.PROTOCOL, Reason.HTTP_STATUS, Reason.RATE_LIMITED} <= ended

@@ -18,15 +18,21 @@ class PrivateListener:
     def __init__(self, stack: contextlib.ExitStack) -> None:
         self._accepting = stack.enter_context(socket.create_server(("0.0.0.0", 0), backlog=512))
         self.port: int = self._accepting.getsockname()[1]
-        self._others = [stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))]
-        self._others[0].bind(("0.0.0.0", self.port))
-        if socket.has_ipv6:
-            listening = stack.enter_context(socket.socket(socket.AF_INET6, socket.SOCK_STREAM))
-            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            with contextlib.suppress(OSError):  # A machine without IPv6 has no ::1 that could be reached.
-                listening.bind(("::", self.port))
-                listening.listen(512)
-                self._others.append(listening)
+        self._others = []
+        for family, kind, everywhere in (
+            (socket.AF_INET, socket.SOCK_DGRAM, "0.0.0.0"),
+            (socket.AF_INET6, socket.SOCK_STREAM, "::"),
+            (socket.AF_INET6, socket.SOCK_DGRAM, "::"),
+        ):
+            # A machine without IPv6 has no ::1 that could be reached.
+            with contextlib.suppress(OSError):
+                other = stack.enter_context(socket.socket(family, kind))
+                if family == socket.AF_INET6:
+                    other.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                other.bind((everywhere, self.port))
+                if kind == socket.SOCK_STREAM:
+                    other.listen(512)
+                self._others.append(other)
         self._sniffer = _sniffer(stack, self.port)
         self.sees_packets = self._sniffer is not None
         for one in [self._accepting, *self._others]:
