@@ -82,7 +82,7 @@ def _jpeg(body: bytes, _: Container) -> Header:
             continue
         end = position + int(struct.unpack_from(">H", body, position)[0])
         if marker == JPEG_START_OF_SCAN:
-            body.index(JPEG_END, end)
+            body.rindex(JPEG_END, end)
             return Header(width, height, 1, exif_orientation(exif))
         if marker == JPEG_END_OF_IMAGE:
             raise PictureError(Reason.CORRUPT, "a JPEG without a scan")
