@@ -21,6 +21,7 @@ from models.splitting import (
     source_wanted,
     splittable_jobs,
 )
+from models.workers import live_slots
 from scheduler.leader import Leader
 from worker.sources.url_list import read_step
 from worker.store import Store, StoreError
@@ -89,8 +90,10 @@ class Splitter:
             state = SourceState.EXHAUSTED
         elif len(candidates) == job.wanted:
             state = SourceState.OPEN
-        chunks = list(cut(candidates, job.total_chunks, self.leader.settings.chunk_size))
         with self.leader.transaction() as session:
+            slots = live_slots(session)
+            ending = 0 if state is SourceState.SPLITTING else max(1, slots)
+            chunks = list(cut(candidates, job.total_chunks, self.leader.settings.chunk_size, ending))
             advanced = advance_source(session, job, cursor, state, chunks)
         if advanced:
             log.info(
@@ -107,17 +110,22 @@ class Splitter:
                     ended = end(session)
 
 
-def cut(candidates: Sequence[Candidate], first_index: int, size_max: int) -> Iterator[NewChunk]:
+def cut(
+    candidates: Sequence[Candidate], first_index: int, size_max: int, ending: int = 0
+) -> Iterator[NewChunk]:
     """Chunks of consecutive candidates, numbered from ``first_index``.
 
     The first chunks of a job are small and they grow, so that a short list is spread over the workers and a
-    long one is not cut into too many pieces.
+    long one is not cut into too many pieces. Where nothing follows they shrink again: with ``ending`` slots (0: it
+    does not end here) none is larger than what each of them has left to do, so that all are done at one time.
     """
     start = 0
     for index in itertools.count(first_index):
         if start >= len(candidates):
             return
         size = min(size_max, FIRST_CHUNK_SIZE << min(index // CHUNKS_PER_SIZE, 16))
+        if ending:
+            size = min(size, max(FIRST_CHUNK_SIZE, (len(candidates) - start) // ending))
         chunk = candidates[start : start + size]
         yield NewChunk(index, chunk[0].position, chunk)
         start += size

@@ -51,7 +51,7 @@ from scheduler.loop import (
     reopen_cut_off,
 )
 from scheduler.rescue import find_lost_messages, find_stopped, rescue_expired, server_time
-from scheduler.split import Splitter, cut
+from scheduler.split import Splitter
 from tests.support.crawling import (
     NewJob,
     accepted,
@@ -441,6 +441,7 @@ def test_a_long_list_is_split_in_steps(engine, leader, store):
     chunks = ranges(engine, job.id)
     assert [chunk[0] for chunk in chunks] == list(range(row["total_chunks"]))
     assert [size for *_, size in chunks][:18] == [50] * 4 + [100] * 4 + [200] * 4 + [400] * 4 + [500] * 2
+    assert [size for *_, size in chunks][-3:] == [500, 500, 456]
     ends = [0, *(end for _, _, end, _ in chunks)]
     assert [begin for _, begin, _, _ in chunks] == ends[:-1]
     assert ends[-1] == 23_456
@@ -647,13 +648,6 @@ def test_a_step_that_fails_costs_only_its_own_job(engine, leader, store):
     assert splitter.split() or splitter.split()
     assert read_job(engine, bad.id)["source_step"] == 0
     assert read_job(engine, good.id)["source_state"] == "exhausted"
-
-
-def test_chunks_are_no_larger_than_asked():
-    """The setting bounds the first chunks too, and no candidates make no chunks."""
-    assert [len(chunk.candidates) for chunk in cut(candidates(0, 70), 0, 30)] == [30, 30, 10]
-    assert [(chunk.index, chunk.start) for chunk in cut(candidates(7, 70), 3, 500)] == [(3, 7), (4, 57)]
-    assert list(cut([], 0, 500)) == []
 
 
 # --------------------------------------------------------------------------------------------------- close
