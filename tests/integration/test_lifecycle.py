@@ -432,14 +432,15 @@ def test_a_parked_chunk_waits_until_it_is_available(engine):
     check_books(engine)
 
 
+@pytest.mark.parametrize(("outcomes", "left"), [([], 2), ([refused(0)], 0)])
 @pytest.mark.parametrize("arrow", [checkpoint, settle_short_chunk, hand_back_chunk])
-def test_only_an_outcome_forgives_losses(engine, arrow):
+def test_only_an_outcome_forgives_losses(engine, arrow, outcomes, left):
     """A write without any leaves the count of lost leases as it is."""
     new_job(engine, [2])
     fence = start_next(engine).fence
     change(engine, "UPDATE job_chunks SET retry_count = 2")
-    assert write(engine, arrow, fence, []) is not None
-    assert read_chunk(engine, fence.chunk_id)["retry_count"] == 2
+    assert write(engine, arrow, fence, outcomes) is not None
+    assert read_chunk(engine, fence.chunk_id)["retry_count"] == left
 
 
 def test_a_checkpoint_begins_the_lease_anew(engine):
