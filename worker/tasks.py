@@ -1,11 +1,12 @@
 """The tasks that messages name, and what a pool child opens and closes. No logic: crawl.py has it."""
 
-from celery.signals import worker_process_init, worker_process_shutdown
+from celery.signals import worker_init, worker_process_init, worker_process_shutdown
 
 from worker.app import CRAWL_CHUNK, app
 from worker.child import Child
 from worker.crawl import crawl_chunk as crawl
 from worker.presence import Heartbeat, TellChildren, heeding_pool
+from worker.transport import trusted
 
 app.steps["worker"].add(TellChildren)
 app.steps["worker"].add(Heartbeat)
@@ -19,6 +20,11 @@ def child() -> Child:
     if _child is None:
         _child = Child(app.settings)
     return _child
+
+
+@worker_init.connect
+def _prepare(**_: object) -> None:
+    trusted()
 
 
 @worker_process_init.connect

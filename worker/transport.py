@@ -3,6 +3,7 @@
 It follows no redirect, keeps no cookie, reads no proxy from the environment and never skips TLS verification.
 """
 
+import functools
 import socket
 import ssl
 import weakref
@@ -109,6 +110,14 @@ def _resolve_error(error: socket.gaierror, message: str = "") -> ResolveError:
     return translated
 
 
+@functools.cache
+def trusted() -> ssl.SSLContext:
+    """Whom TLS trusts: certifi's authorities, or those of ``SSL_CERT_FILE`` or ``SSL_CERT_DIR``. Reading them takes
+    as long as twenty pictures, so a worker does it once, before its pool forks.
+    """
+    return httpx.create_ssl_context()
+
+
 def _short(error: Exception) -> str:
     return " ".join(str(error).split())[:MESSAGE_CHARACTERS_MAX] or type(error).__name__
 
@@ -168,7 +177,7 @@ class GuardedTransport(httpx.AsyncBaseTransport):
         self._targets = TargetCheck(self._resolver)
         self._session = aiohttp.ClientSession(
             connector=BoundedConnector(
-                ssl=ssl_context or httpx.create_ssl_context(),
+                ssl=ssl_context or trusted(),
                 resolver=self._proxy or self._resolver,
                 socket_factory=self._open_socket,
                 limit=settings.transfers,

@@ -32,6 +32,7 @@ from worker.transport import (
     ResolveError,
     TLSError,
     make_client,
+    trusted,
 )
 
 
@@ -242,6 +243,24 @@ async def test_a_self_signed_certificate_is_refused():
             await transport.send("GET", f"{server.origin}/")
         await transport.aclose()
         assert not server.requests
+
+
+def test_an_authority_of_ones_own_is_trusted_by_name(monkeypatch):
+    """SSL_CERT_FILE names whom to trust; everything else is verified as ever, and the file is read once."""
+    trusted.cache_clear()
+    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+
+    async def ask() -> None:
+        async with serve(always(response(b"x")), tls_server()) as server:
+            transport = GuardedTransport(loopback_settings(), resolver=Names(["127.0.0.1"]))
+            assert await get(transport, f"https://images.test:{server.port}/") == (200, b"x")
+            with pytest.raises(TLSError):
+                await get(transport, f"https://other.test:{server.port}/")
+            await transport.aclose()
+
+    asyncio.run(ask())
+    assert trusted() is trusted()
+    trusted.cache_clear()
 
 
 @in_loop
