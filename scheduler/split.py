@@ -29,6 +29,8 @@ from worker.store import Store, StoreError
 STEP_CANDIDATES = 10_000
 FIRST_CHUNK_SIZE = 50
 CHUNKS_PER_SIZE = 4
+SLOTS_MIN = 4
+"""So many are reckoned with at the end of a list: workers may have been started together with the job."""
 RETRY_SECONDS = 10.0
 ROUND_SECONDS = 0.5
 """Splitting stops after so long, for dispatch not to wait; the next round goes on with the next job."""
@@ -91,8 +93,7 @@ class Splitter:
         elif len(candidates) == job.wanted:
             state = SourceState.OPEN
         with self.leader.transaction() as session:
-            slots = live_slots(session)
-            ending = 0 if state is SourceState.SPLITTING else max(1, slots)
+            ending = 0 if state is SourceState.SPLITTING else max(SLOTS_MIN, live_slots(session))
             chunks = list(cut(candidates, job.total_chunks, self.leader.settings.chunk_size, ending))
             advanced = advance_source(session, job, cursor, state, chunks)
         if advanced:
