@@ -61,7 +61,13 @@ def crawl(race: Race, options: Sequence[str]) -> tuple[dict[str, int], Timing]:
     arguments = ["run", str(race.list_file), "--out", str(race.folder / "images"), "--again", "--json"]
     # The settings of this process without the URLs of its services: the command finds those by their home.
     settings = race.settings.model_copy(
-        update={"database_url": None, "redis_url": None, "transfers": race.connections}
+        update={
+            "database_url": None,
+            "redis_url": None,
+            "transfers": race.connections,
+            # Nobody else keeps to a limit of one host, so here it must not be one.
+            "host_transfers": PROCESSES * race.connections,
+        }
     )
     command = [sys.executable, "-P", "-m", "scheduler.cli", *arguments, *options]
     output, wall_seconds = finish(race, "pixtrawl", command, trusting(race, settings.environment()))
