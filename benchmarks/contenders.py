@@ -56,18 +56,15 @@ def _run_pixtrawl(race: Race, level: Verification) -> Timing:
     return timing
 
 
-def crawl(race: Race, options: Sequence[str]) -> tuple[dict[str, int], Timing]:
-    """``pixtrawl run`` with these options; the object of ``show --json``."""
+def crawl(race: Race, options: Sequence[str], *, polite: bool = False) -> tuple[dict[str, int], Timing]:
+    """``pixtrawl run`` with these options; the object of ``show --json``. Not ``polite``: one host may have all
+    connections, for nobody else in a race keeps to less.
+    """
     arguments = ["run", str(race.list_file), "--out", str(race.folder / "images"), "--again", "--json"]
     # The settings of this process without the URLs of its services: the command finds those by their home.
     settings = race.settings.model_copy(
-        update={
-            "database_url": None,
-            "redis_url": None,
-            "transfers": race.connections,
-            # Nobody else keeps to a limit of one host, so here it must not be one.
-            "host_transfers": PROCESSES * race.connections,
-        }
+        update={"database_url": None, "redis_url": None, "transfers": race.connections}
+        | ({} if polite else {"host_transfers": PROCESSES * race.connections})
     )
     command = [sys.executable, "-P", "-m", "scheduler.cli", *arguments, *options]
     output, wall_seconds = finish(race, "pixtrawl", command, trusting(race, settings.environment()))

@@ -73,6 +73,6 @@ def visit(bench: Bench, rate: int, count: int, who: str) -> tuple[str, str, str,
 def keep(who: str, race: Race) -> int:
     """How many pictures one got. Losing some is a result here."""
     if who == "Pixtrawl":
-        job, _ = contenders.crawl(race, ["--concurrency", str(PROCESSES)])
+        job, _ = contenders.crawl(race, ["--concurrency", str(PROCESSES)], polite=True)
         return job["valid_images"]
     return contenders.crawl_with_img2dataset(race, contenders.FILES)[0]
