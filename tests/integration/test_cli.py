@@ -497,6 +497,15 @@ def test_help_starts_fast():
         assert all(f"\n  {name} " in done.stdout for name in commands)
 
 
+def test_a_command_ends_fast():
+    """Python's last garbage collections have nothing to look at."""
+    program = "import atexit, gc; atexit.register(lambda: print('frozen', gc.get_freeze_count()))\n"
+    program += "from scheduler.cli import main; main(['--version'])"
+    command = [sys.executable, "-P", "-c", program]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert int(output.partition("frozen ")[2]) > 1000
+
+
 def test_usage_errors_of_the_program(environment):
     """The installed program writes errors to standard error only, and names the help."""
     for arguments, words in (
