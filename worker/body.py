@@ -3,7 +3,7 @@
 import asyncio
 import collections
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -11,10 +11,13 @@ from models.outcomes import Reason
 from worker.errors import PictureError, TransferError
 
 PIECE_BYTES = 64 * 1024
-# A body up to here takes memory without asking: 256 hostile transfers hold 64 MiB by it.
-FREE_BYTES = 256 * 1024
-# All larger bodies of one process share this much.
-SHARED_BYTES = 64 * 1024 * 1024
+# A body up to here takes memory without asking: 256 hostile transfers hold 16 MiB by it.
+FREE_BYTES = 64 * 1024
+# All larger bodies of one process share this much; one that does not say how long it is takes 512 KiB at first.
+SHARED_BYTES = 28 * 1024 * 1024
+FIRST_BYTES = 512 * 1024
+# Who holds the last memory, for which others wait, must be so fast, in bytes a second.
+LAST_RATE_MIN = 32 * 1024
 RATE_GRACE_SECONDS = 10.0
 # Members of a gzip body. One is the rule; each costs a decompressor, and an empty one takes 20 bytes.
 MEMBERS_MAX = 1000
@@ -43,10 +46,14 @@ class UnknownCodingError(ValueError):
 
 
 class BodyMemory:
-    """The memory that all large bodies of one process share, given out in the order of asking."""
+    """The memory that all large bodies of one process share, given out in the order of asking.
 
-    def __init__(self, bytes_max: int) -> None:
+    ``last`` is for bodies that turn out larger than what they took: whoever has of it waits for nothing more.
+    """
+
+    def __init__(self, bytes_max: int, last_bytes: int = 0) -> None:
         self.free_bytes = bytes_max
+        self.last = BodyMemory(last_bytes) if last_bytes else None
         self._waiting: collections.deque[tuple[int, asyncio.Future[None]]] = collections.deque()
 
     def lease(self) -> "Lease":
@@ -82,12 +89,15 @@ class BodyMemory:
 
 
 class Lease:
-    """What one body holds of the shared memory. It is taken at once and never grows: no two can deadlock."""
+    """What one body holds of the shared memory. It is taken once, and once more from another store: no two can
+    deadlock.
+    """
 
-    __slots__ = ("_memory", "held_bytes")
+    __slots__ = ("_last_bytes", "_memory", "held_bytes")
 
     def __init__(self, memory: BodyMemory) -> None:
         self._memory = memory
+        self._last_bytes = 0
         self.held_bytes = 0
 
     async def reserve(self, size: int) -> None:
@@ -97,12 +107,29 @@ class Lease:
         await self._memory.take(size)
         self.held_bytes = size
 
+    def first_bytes(self, size: int) -> int:
+        """How much of ``size`` to reserve at first, when that is only the most that a body may come to."""
+        return min(size, FIRST_BYTES) if self._memory.last else size
+
+    async def grow(self, size: int) -> None:
+        """Take ``size`` bytes more, the last ones: few bodies may have them at a time."""
+        if self._last_bytes or self._memory.last is None:
+            raise RuntimeError("a lease grows once, where there is memory for it")
+        await self._memory.last.take(size)
+        self._last_bytes = size
+        self.held_bytes += size
+
     def shrink_to(self, size: int) -> None:
         """Give back what is held over ``size`` bytes."""
         surplus = self.held_bytes - size
-        if surplus > 0:
-            self.held_bytes = size
-            self._memory.give_back(surplus)
+        if surplus <= 0:
+            return
+        self.held_bytes = size
+        last = min(surplus, self._last_bytes)
+        if self._memory.last is not None and last:
+            self._last_bytes -= last
+            self._memory.last.give_back(last)
+        self._memory.give_back(surplus - last)
 
     def release(self) -> None:
         """Give everything back. The lease can be used again."""
@@ -215,7 +242,17 @@ class Pieces:
 class BodyReader:
     """Reads one body within its bounds. ``wire_bytes`` counts what arrived, also when reading fails."""
 
-    __slots__ = ("_bytes_max", "_clock", "_lease", "_rate_min", "_size", "_started", "deadline", "wire_bytes")
+    __slots__ = (
+        "_bytes_max",
+        "_clock",
+        "_counted",
+        "_lease",
+        "_rate_min",
+        "_size",
+        "_started",
+        "deadline",
+        "wire_bytes",
+    )
 
     def __init__(self, *, bytes_max: int, rate_min: int, lease: Lease, clock: Callable[[], float]) -> None:
         self._bytes_max = bytes_max
@@ -226,6 +263,7 @@ class BodyReader:
         self._started = 0.0
         self.deadline: asyncio.Timeout | None = None
         self.wire_bytes = 0
+        self._counted = 0
 
     async def read(self, source: Source) -> bytes:
         """Read to the end and undo the content coding.
@@ -237,7 +275,7 @@ class BodyReader:
         if length is not None and length > self._bytes_max:
             raise self._too_large()
         decoder = _decoder_for(source.headers)
-        expected = self._bytes_max if decoder or length is None else length
+        expected = self._lease.first_bytes(self._bytes_max) if decoder or length is None else length
         pieces = Pieces()
         self._started = self._clock()
         while chunk := await source.read_some():
@@ -258,28 +296,31 @@ class BodyReader:
         self.wire_bytes += len(chunk)
         if self.wire_bytes > self._bytes_max:
             raise self._too_large()
-        if elapsed_seconds > RATE_GRACE_SECONDS and self.wire_bytes < self._rate_min * elapsed_seconds:
-            raise TransferError(
-                Reason.TOO_SLOW, f"{self.wire_bytes} bytes arrived in {elapsed_seconds:.0f} seconds"
-            )
+        arrived = self.wire_bytes - self._counted
+        if elapsed_seconds > RATE_GRACE_SECONDS and arrived < self._rate_min * elapsed_seconds:
+            raise TransferError(Reason.TOO_SLOW, f"{arrived} bytes arrived in {elapsed_seconds:.0f} seconds")
 
     async def _grow(self, size: int, expected: int) -> None:
         self._size += size
         if self._size > self._bytes_max:
             raise self._too_large()
         if self._size > FREE_BYTES and not self._lease.held_bytes:
-            await self._reserve(expected)
+            await self._wait(self._lease.reserve(expected))
+        if self._size > self._lease.held_bytes > 0:
+            await self._wait(self._lease.grow(self._bytes_max - self._lease.held_bytes))
+            self._started, self._counted = self._clock(), self.wire_bytes
+            self._rate_min = max(self._rate_min, LAST_RATE_MIN) if self._rate_min else 0
 
-    async def _reserve(self, expected: int) -> None:
+    async def _wait(self, taking: Awaitable[None]) -> None:
         """Wait for memory with every clock stopped: that it is scarce here is not the server's fault."""
         began, loop = self._clock(), asyncio.get_running_loop()
         ends_at = self.deadline.when() if self.deadline else None
         if self.deadline is None or ends_at is None:
-            await self._lease.reserve(expected)
+            await taking
         else:
             left_seconds = ends_at - loop.time()
             self.deadline.reschedule(None)
-            await self._lease.reserve(expected)
+            await taking
             self.deadline.reschedule(loop.time() + left_seconds)
         self._started += self._clock() - began
 

@@ -20,7 +20,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from models.settings import Settings
 from worker.address import check_port, parse_url
 from worker.body import SHARED_BYTES, BodyMemory, ContentDecoder, UnknownCodingError, make_decoder
-from worker.connection import BoundedConnector, FloodError
+from worker.connection import READ_BYTES, BoundedConnector, FloodError
 from worker.errors import AddressError
 from worker.proxy import Proxy, TargetCheck
 from worker.resolver import GuardedResolver, RefusedConnectError, SystemResolver, guard
@@ -140,7 +140,7 @@ class Received:
     async def read_some(self) -> bytes:
         """Wait for the next bytes of the body; none means the end. Raises httpx.TransportError."""
         try:
-            return await self._response.content.readany()
+            return await self._response.content.read(READ_BYTES)
         except _CAUGHT as error:
             raise translate(error) from error
 
@@ -163,7 +163,7 @@ class GuardedTransport(httpx.AsyncBaseTransport):
         resolver: AbstractResolver | None = None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
-        self.memory = BodyMemory(max(SHARED_BYTES, settings.image_bytes_max))
+        self.memory = BodyMemory(max(SHARED_BYTES, settings.image_bytes_max), settings.image_bytes_max)
         self._settings = settings
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._sockets_max = settings.transfers + IDLE_CONNECTIONS_MAX
@@ -190,6 +190,7 @@ class GuardedTransport(httpx.AsyncBaseTransport):
             trust_env=False,
             proxy=self._proxy.url if self._proxy else None,
             auto_decompress=False,
+            read_bufsize=READ_BYTES // 2,
             timeout=self._timeout,
             max_line_size=settings.header_bytes_max,
             max_field_size=settings.header_bytes_max // 2,

@@ -19,7 +19,7 @@ from tests.support.hostile_server import (
     serve,
 )
 from worker import body as body_module
-from worker.body import FREE_BYTES, BodyMemory, Pieces
+from worker.body import FIRST_BYTES, FREE_BYTES, BodyMemory, Pieces
 from worker.errors import CandidateError
 from worker.transport import MESSAGE_CHARACTERS_MAX
 
@@ -192,6 +192,40 @@ async def test_large_bodies_share_their_memory():
         assert await asyncio.gather(*[one() for _ in range(24)]) == [len(body)] * 24
         assert most == 3 * len(body)
         assert memory.free_bytes == 3 * len(body)
+
+
+@in_loop
+async def test_bodies_without_a_length_share_the_last_memory():
+    """Twenty of three megabytes at once, none of which says so before, are whole, and all memory is free again."""
+    body = bytes(3_000_000)
+    head = b"HTTP/1.1 200 OK\r\n\r\n"
+    async with serve(always(head + body, then_close=True)) as server, door(image_bytes_max=4_000_000) as get:
+        memory = get.transport.memory
+        before = (memory.free_bytes, memory.last.free_bytes)
+        fetched = await asyncio.gather(*[get(f"{server.origin}/") for _ in range(20)])
+        assert [len(one.body) for one in fetched] == [len(body)] * 20
+        assert (memory.free_bytes, memory.last.free_bytes) == before
+        with memory.lease() as lease:
+            await get(f"{server.origin}/", lease=lease)
+            assert lease.held_bytes == len(body)
+            assert memory.free_bytes + memory.last.free_bytes == sum(before) - len(body)
+
+
+@in_loop
+async def test_who_holds_the_last_memory_must_be_fast():
+    """A body that turned out large and then trickles is given up after ten seconds; the clock is the test's own."""
+    now = iter(float(second) for second in range(1000))
+
+    async def answer(_, write):
+        await write(b"HTTP/1.1 200 OK\r\n\r\n" + bytes(FIRST_BYTES + 1))
+        while True:
+            await write(bytes(2000))
+
+    async with serve(answer) as server, door() as get:
+        error = await failure(get(f"{server.origin}/", clock=lambda: next(now) * 2))
+        assert error.reason is Reason.TOO_SLOW
+        assert FIRST_BYTES < error.wire_bytes < 3 * FIRST_BYTES
+        assert get.transport.memory.last.free_bytes == 20 * 1024 * 1024
 
 
 @in_loop

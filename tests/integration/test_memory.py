@@ -16,11 +16,11 @@ from tests.unit.test_picture import liar
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of the memory from /proc")
 
-# docs/safety.md promises: a child at rest, 128 MiB for transfers, 256 MiB for the picture that is being decoded.
-TRANSFERS_MEGABYTES = 128
+# docs/safety.md promises: a child at rest, 90 MiB for transfers, 256 MiB for the picture that is being decoded.
+TRANSFERS_MEGABYTES = 90
 DECODING_MEGABYTES = 256
-SLACK_MEGABYTES = 48
-COPIES = 12
+SLACK_MEGABYTES = 20
+ENDLESS = {"endless": 150, "chunks": 50, "gzip-bomb": 12}
 
 PROGRAM = """
 import asyncio, json, pathlib, sys
@@ -34,12 +34,13 @@ def megabytes(name):
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) // 1024
 
-home, *urls = json.load(sys.stdin)
+home, image_bytes_max, *urls = json.load(sys.stdin)
 settings = Settings(
     home=home,
     database_url="postgresql://nobody@127.0.0.1:1/none",
     allowed_networks="127.0.0.0/8",
     transfer_attempts=1,
+    image_bytes_max=image_bytes_max,
 )
 child = Child(settings)
 decoder = PlainDecoder(settings)
@@ -100,9 +101,9 @@ def gzip_bomb() -> bytes:
     return gzip.compress(bytes(200_000_000), 9)
 
 
-async def crawl(server: Server, home, names: list[str]) -> dict:
+async def crawl(server: Server, home, names: list[str], image_bytes_max: int = 20_971_520) -> dict:
     """Let a child of its own process crawl these names, all at once."""
-    asked = json.dumps([str(home), *(f"{server.origin}/{name}" for name in names)]).encode()
+    asked = json.dumps([str(home), image_bytes_max, *(f"{server.origin}/{name}" for name in names)]).encode()
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", PROGRAM, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -117,11 +118,11 @@ async def crawl(server: Server, home, names: list[str]) -> dict:
 
 @in_loop
 async def _endless(home):
-    names = ["endless", "chunks", "gzip-bomb"] * COPIES
+    names = [name for name, copies in ENDLESS.items() for _ in range(copies)]
     gzip_bomb()
     async with serve(_answer) as server:
-        report = await crawl(server, home, names)
-    assert report["outcomes"] == {name: ["too_large"] * COPIES for name in ("endless", "chunks", "gzip-bomb")}
+        report = await crawl(server, home, names, 4_000_000)
+    assert report["outcomes"] == {name: ["too_large"] * copies for name, copies in ENDLESS.items()}
     assert report["peak"] - report["resting"] < TRANSFERS_MEGABYTES + SLACK_MEGABYTES, report
 
 
