@@ -11,7 +11,6 @@ from models.leadership import Leadership
 from models.notifications import Notification, NotificationPreference
 from models.people import ActivityLog, APIKey, Profile, UsageMetric
 from models.rules import declare_rules
-from models.suspects import Suspect
 from models.workers import Worker
 
 declare_rules()
@@ -31,7 +30,6 @@ __all__ = [
     "NotificationPreference",
     "Profile",
     "Project",
-    "Suspect",
     "UsageMetric",
     "Worker",
 ]

@@ -14,7 +14,6 @@ from models.credits import settle_all
 from models.jobs import ChunkStatus
 from models.outcomes import Reason
 from models.recording import Tally, count_job, refuse_ranges, refuse_unresolved
-from models.suspects import convict
 
 ENDING_COLUMNS = """c.id, c.job_id, c.size, c.accepted, c.failed, c.retry_count,
     CAST(c.image_range->>'start' AS int) AS start, CAST(c.image_range->>'end' AS int) AS "end\""""
@@ -50,9 +49,8 @@ SELECT {ENDING_COLUMNS} FROM job_chunks c WHERE c.status = 'processing'
 ORDER BY c.lease_until LIMIT 1 FOR UPDATE SKIP LOCKED
 """)
 RETURN_LOST = text("""
-UPDATE job_chunks SET status = 'pending', lease_until = NULL, worker = NULL, failed = failed + :failed,
-    retry_count = CASE WHEN :failed > 0 THEN 0 ELSE retry_count + 1 END,
-    available_at = CASE WHEN :failed = 0 AND retry_count > 0
+UPDATE job_chunks SET status = 'pending', lease_until = NULL, worker = NULL, retry_count = retry_count + 1,
+    available_at = CASE WHEN retry_count > 0
         THEN now() + make_interval(secs => least(:seconds_max, 0.25 * 2.0 ^ least(retry_count, 20))) END
 WHERE id = :id
 """)
@@ -64,22 +62,18 @@ workers is over by then, what a chunk brings with it is not.
 
 @dataclass(frozen=True, slots=True)
 class RescuedChunk:
-    """A chunk whose lease had expired. ``failed`` says that too many were lost in a row, ``convicted`` that the
-    candidate which ran alone is ``worker_lost``.
-    """
+    """A chunk whose lease had expired. ``failed`` says that too many were lost in a row."""
 
     chunk_id: int
     job_id: int
     failed: bool
-    convicted: bool
 
 
 def rescue_chunk(
     session: Session, lost_leases_max: int, judged_at: datetime.datetime | None = None
 ) -> RescuedChunk | None:
-    """processing → pending with one more lost lease, or with one outcome more: the candidate that ran alone is
-    ``worker_lost``; or → failed, the rest ``worker_lost``, the hold settled, when more than ``lost_leases_max``
-    were lost in a row. One chunk a transaction keeps the lock order.
+    """processing → pending with one more lost lease; or → failed, the rest ``worker_lost``, the hold settled, when
+    more than ``lost_leases_max`` were lost in a row. One chunk a transaction keeps the lock order.
 
     ``judged_at`` is a time of the server's clock that the caller trusts; without it, now.
     """
@@ -87,17 +81,14 @@ def rescue_chunk(
     if row is None:
         return None
     chunk = EndingChunk(*row)
-    outcome = convict(session, chunk.job_id, chunk.id)
-    failed = outcome is None and chunk.retry_count >= lost_leases_max
+    failed = chunk.retry_count >= lost_leases_max
     if failed:
         detail = f"{chunk.retry_count + 1} workers in a row were lost without an outcome"
         end_chunks(session, [chunk], ChunkStatus.FAILED, Reason.WORKER_LOST, detail, active=-1)
     else:
-        tally = outcome or Tally()
-        parameters = {"id": chunk.id, "failed": tally.failed, "seconds_max": APART_SECONDS_MAX}
-        session.execute(RETURN_LOST, parameters)
-        count_job(session, chunk.job_id, tally, active=-1)
-    return RescuedChunk(chunk.id, chunk.job_id, failed, convicted=outcome is not None)
+        session.execute(RETURN_LOST, {"id": chunk.id, "seconds_max": APART_SECONDS_MAX})
+        count_job(session, chunk.job_id, Tally(), active=-1)
+    return RescuedChunk(chunk.id, chunk.job_id, failed)
 
 
 DRAINABLE = text(f"""

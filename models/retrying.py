@@ -14,7 +14,6 @@ from sqlalchemy.orm import Session
 
 from models.outcomes import FINAL, TRANSIENT, TRANSIENT_STATUSES, Reason
 from models.reopening import RetryableJob, lock_job, reopen_job
-from models.suspects import forget_suspects
 
 CHUNKS_MAX = 50
 CANDIDATES_MAX = 5000
@@ -191,7 +190,6 @@ FROM unnest(CAST(:ids AS int[]), CAST(:counts AS int[])) AS again (id, candidate
 def _reopen_chunks(session: Session, job: RetryableJob, candidates: Counter[int]) -> None:
     parameters = {"ids": list(candidates), "counts": list(candidates.values()), "priority": job.priority}
     session.execute(REOPEN_CHUNKS, parameters)
-    forget_suspects(session, list(candidates))
 
 
 OLDEST = text(f"""

@@ -39,13 +39,7 @@ def rescue_expired(leader: Leader, judged_at: datetime.datetime | None = None) -
             rescued = rescue_chunk(session, leader.settings.lost_leases_max, judged_at)
         if rescued is None:
             return
-        log.warning(
-            "chunk_rescued",
-            chunk=rescued.chunk_id,
-            job=rescued.job_id,
-            failed=rescued.failed,
-            convicted=rescued.convicted,
-        )
+        log.warning("chunk_rescued", chunk=rescued.chunk_id, job=rescued.job_id, failed=rescued.failed)
 
 
 def find_lost_messages(leader: Leader, waiting: int) -> list[Message]:

@@ -1,18 +1,23 @@
 """One candidate to its one outcome: fetch, inspect, store. Knows nothing of chunks, rows or money."""
 
 import datetime
+from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
 
 from models.opt_outs import OptOut
 from models.outcomes import Accepted, Candidate, Outcome, Reason, Refused
+from models.settings import Settings
 from worker.child import Child
 from worker.errors import AddressError, CandidateError, PictureError, TransferError
-from worker.fetch import Fetched, Visit, step
+from worker.fetch import Fetched, Visit, admit, step
+from worker.helper import HelperError
+from worker.opt_outs import Heed, OptOuts
 from worker.picture import Picture
 from worker.politeness import Host, Turn
 from worker.store import Store, StoreError
+from worker.transport import GuardedTransport
 from worker.watchdog import Work
 
 SERVICE_UNAVAILABLE = 503
@@ -31,6 +36,43 @@ class Decoder(Protocol):
         """Describe a picture. Raises PictureError."""
 
 
+class Fetcher(Protocol):
+    """Asks owners and hosts, in this process or in a helper."""
+
+    async def admit(self, visit: Visit, heed: Heed) -> bool:
+        """Ask the owner; ``heed`` is told how many seconds are wanted between two requests. False: not now.
+
+        Raises CandidateError.
+        """
+
+    async def step(self, visit: Visit) -> Fetched | None:
+        """Make one request: a body, or None when it was a redirect. Raises CandidateError."""
+
+    def close(self) -> None:
+        """End what it has started."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlainFetcher:
+    """No helper: what kills this process by a request kills every other transfer with it."""
+
+    transport: GuardedTransport
+    settings: Settings
+    opt_outs: OptOuts
+    obeyed: frozenset[OptOut]
+
+    async def admit(self, visit: Visit, heed: Heed) -> bool:
+        """Ask the owner. Raises CandidateError."""
+        return await admit(visit, self.opt_outs.hooks(self.obeyed, heed))
+
+    async def step(self, visit: Visit) -> Fetched | None:
+        """Make one request. Raises CandidateError."""
+        return await step(self.transport, visit, self.settings, hooks=self.opt_outs.hooks(self.obeyed))
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
 def begin_visit(child: Child, candidate: Candidate) -> Visit | Refused:
     """A candidate's way begins, or ends already because of its URL."""
     try:
@@ -40,23 +82,24 @@ def begin_visit(child: Child, candidate: Candidate) -> Visit | Refused:
 
 
 async def crawl_visit(
-    child: Child, store: Store, visit: Visit, turn: Turn, decoder: Decoder, obeyed: frozenset[OptOut]
+    child: Child, store: Store, visit: Visit, turn: Turn, decoder: Decoder, fetcher: Fetcher
 ) -> Outcome | float:
     """Use one turn of a visit: fetch, and inspect and store what came. Its outcome, or in how many seconds it wants
     another turn. Its share of the memory lasts until it is stored.
 
-    What nobody expected is this candidate's outcome, too: it must not cost the others theirs. Raises StoreError.
+    What nobody expected is this candidate's outcome, too: it must not cost the others theirs. Raises StoreError,
+    and HelperError: without a helper nothing was asked.
     """
     fetched = None
     try:
-        fetched = await take_turn(child, visit, turn, obeyed)
+        fetched = await take_turn(fetcher, visit, turn, child.settings.host_patience_seconds)
         if fetched is None:
             return 0.0
         return await child.in_decoder(keep, child, store, visit.candidate, fetched, decoder)
     except CandidateError as error:
         seconds = visit.again_in(error, child.settings, child.random) if fetched is None else None
         return refusal(visit.candidate, error) if seconds is None else seconds
-    except StoreError:
+    except (StoreError, HelperError):
         raise
     except Exception as error:
         candidate = visit.candidate
@@ -67,14 +110,17 @@ async def crawl_visit(
         visit.lease.release()
 
 
-async def take_turn(child: Child, visit: Visit, turn: Turn, obeyed: frozenset[OptOut]) -> Fetched | None:
-    """Make one request, if it may be made now, and tell what it says of the host. Raises CandidateError."""
-    patience = child.settings.host_patience_seconds
-    hooks = child.opt_outs.hooks(obeyed, lambda _, seconds: turn.heed_delay(min(seconds, patience)))
+async def take_turn(fetcher: Fetcher, visit: Visit, turn: Turn, patience_seconds: float) -> Fetched | None:
+    """Ask the owner and make one request, and tell what it says of the host. None: the visit wants another turn.
+
+    Raises CandidateError.
+    """
     try:
-        fetched = await step(child.transport, visit, child.settings, hooks=hooks)
+        if not await fetcher.admit(visit, lambda _, seconds: turn.heed_delay(min(seconds, patience_seconds))):
+            return None
+        fetched = await fetcher.step(visit)
     except CandidateError as error:
-        tell(turn, visit, error, patience)
+        tell(turn, visit, error, patience_seconds)
         raise
     if visit.latency_seconds is not None:
         turn.answered(visit.latency_seconds)

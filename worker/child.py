@@ -4,8 +4,6 @@ import asyncio
 import os
 import random
 import socket
-import threading
-import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -16,6 +14,7 @@ from redis.asyncio import Redis
 
 from models.database import make_engine
 from models.settings import Settings
+from worker.helper import leave_with_parent
 from worker.memory import give_large_blocks_back
 from worker.opt_outs import OptOuts
 from worker.politeness import Politeness
@@ -142,15 +141,3 @@ class Child:
 def leave_at_once(code: int = 1) -> NoReturn:
     """End this process though a thread of it hangs: its pool makes another child."""
     os._exit(code)
-
-
-def leave_with_parent() -> None:
-    """End this process when its parent is gone: a pool child must not outlive a worker killed by SIGKILL."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, name="parent-watch", daemon=True).start()

@@ -28,19 +28,20 @@ from models.outcomes import Candidate, Outcome, Reason, Refused
 from models.queueing import queued_chunks
 from models.recording import Tally
 from models.settings import Settings
-from models.suspects import Suspicion, suspect_candidate
-from worker.candidate import begin_visit, closed_host, crawl_visit
-from worker.careful import CarefulDecoder, PlainDecoder
+from worker.candidate import Fetcher, PlainFetcher, begin_visit, closed_host, crawl_visit
+from worker.careful import CarefulDecoder, PlainDecoder, careful_seconds_max
 from worker.child import Child, leave_at_once
 from worker.fetch import BACKOFF_SECONDS_MAX, Visit
+from worker.helper import START_SECONDS_MAX, HelperError
 from worker.idleness import Idleness
 from worker.opt_outs import ADMIT_SECONDS_MAX
 from worker.politeness import Host, Turn
 from worker.presence import leaving
+from worker.quarantine import ANSWER_SECONDS_MAX, QUARANTINE_LOSSES, Quarantine
 from worker.store import Store, StoreError
 from worker.transfers import Transfers
 from worker.watchdog import Work
-from worker.writing import LostChunkError, commit, lost, persist, start, suspect
+from worker.writing import LostChunkError, commit, lost, persist, start
 
 LOOK_SECONDS = 0.5
 """How often a worker looks after its lease, and whether its job was cancelled."""
@@ -49,7 +50,8 @@ STOP_SECONDS_MAX = 0.5
 """How long a chunk that is cancelled or handed back waits for the picture that is being decoded and stored."""
 CHECKPOINT_OUTCOMES = 500
 CAREFUL_OUTCOMES = 20
-STORE_AWAY_SECONDS = 15
+AWAY_SECONDS = 15
+"""A chunk whose store cannot be written, or whose helper cannot be started, waits so long for another worker."""
 FAREWELL_SECONDS = 10.0
 """How long a child that must end tries to commit what it has."""
 
@@ -64,7 +66,7 @@ async def crawl_chunk(child: Child, chunk_id: int, attempt: int) -> None:
     if chunk is None:
         log.info("chunk_not_wanted", chunk=chunk_id, attempt=attempt)
         return
-    run = ChunkRun(child, chunk, await child.in_database(suspect, child.engine, chunk))
+    run = ChunkRun(child, chunk)
     try:
         await run.run()
     except LostChunkError as error:
@@ -77,13 +79,16 @@ async def crawl_chunk(child: Child, chunk_id: int, attempt: int) -> None:
     except StoreError as error:
         log.error("store_away", chunk=chunk_id, attempt=attempt, error=str(error))  # noqa: TRY400 - no bug of ours
         await run.leave(park)
+    except HelperError as error:
+        log.error("helper_away", chunk=chunk_id, attempt=attempt, error=str(error))  # noqa: TRY400 - no bug of ours
+        await run.leave(park)
     except Exception:
         log.exception("chunk_broke_off", chunk=chunk_id, attempt=attempt)
         await run.leave(give_up_chunk)
     await child.rest()
 
 
-park = partial(hand_back_chunk, outcomes=(), available_in_seconds=STORE_AWAY_SECONDS)
+park = partial(hand_back_chunk, outcomes=(), available_in_seconds=AWAY_SECONDS)
 
 
 class StuckError(Exception):
@@ -95,12 +100,14 @@ class StuckError(Exception):
 
 
 def silence_seconds_max(settings: Settings) -> float:
-    """After so long without an outcome there will be none: all that a candidate may take, added up."""
-    attempt_seconds = (settings.redirects_max + 1) * settings.transfer_seconds_max + BACKOFF_SECONDS_MAX
+    """After so long without an outcome there will be none: all that a candidate may take, added up, in helpers."""
+    request_seconds = settings.transfer_seconds_max + ANSWER_SECONDS_MAX
+    attempt_seconds = (settings.redirects_max + 1) * request_seconds + BACKOFF_SECONDS_MAX
     return (
-        ADMIT_SECONDS_MAX
+        START_SECONDS_MAX
+        + ADMIT_SECONDS_MAX
         + settings.transfer_attempts * attempt_seconds
-        + settings.decode_seconds_max
+        + careful_seconds_max(settings)
         + settings.store_seconds_max
     )
 
@@ -110,10 +117,11 @@ class ChunkRun:
 
     A chunk whose last worker was lost is run ``careful``: pictures are decoded in a helper process, and what is
     done is committed in small parts, so that whatever it was that killed the worker costs one candidate. When that
-    is not enough, candidates run ``alone``, one after the other, each named in the database before it is begun.
+    is not enough it is run in ``quarantine``: one candidate after the other is fetched in a helper process, too,
+    and its outcome committed before the next one begins.
     """
 
-    def __init__(self, child: Child, chunk: StartedChunk, suspicion: Suspicion) -> None:
+    def __init__(self, child: Child, chunk: StartedChunk) -> None:
         self.child = child
         self.chunk = chunk
         self.fence: Fence = chunk.fence
@@ -122,19 +130,24 @@ class ChunkRun:
             child.settings, chunk.verification
         )
         self.checkpoint_outcomes = CAREFUL_OUTCOMES if chunk.retry_count else CHECKPOINT_OUTCOMES
-        self.obeyed = child.opt_outs.obeyed(chunk.ignored_opt_outs)
         self.line = asyncio.Lock()
-        self.alone = suspicion.alone
-        candidates, at_once = list(chunk.candidates), child.settings.transfers
-        if self.alone:
-            candidates = sorted(candidates, key=lambda candidate: candidate.position != suspicion.first)
-            at_once = 1
-        self.transfers = Transfers(candidates, self, child.politeness, at_once)
+        self.quarantine = chunk.retry_count >= QUARANTINE_LOSSES
+        self.fetcher = self.make_fetcher()
+        at_once = 1 if self.quarantine else child.settings.transfers
+        self.transfers = Transfers(chunk.candidates, self, child.politeness, at_once)
         self.idleness = Idleness()
+
+    def make_fetcher(self) -> Fetcher:
+        """Who asks owners and hosts."""
+        child = self.child
+        obeyed = child.opt_outs.obeyed(self.chunk.ignored_opt_outs)
+        if self.quarantine:
+            return Quarantine(child.settings, obeyed)
+        return PlainFetcher(child.transport, child.settings, child.opt_outs, obeyed)
 
     async def run(self) -> None:
         """Crawl, look after the lease and watch for what hangs, all at once, to the end or to the first reason to
-        stop before. Raises LostChunkError, StuckError or StoreError.
+        stop before. Raises LostChunkError, StuckError, StoreError or HelperError.
         """
         crawl = asyncio.ensure_future(self.crawl())
         others = (self.keep_lease(), self.guard(), self.child.politeness.keep())
@@ -150,6 +163,7 @@ class ChunkRun:
             await asyncio.wait(tasks)
             await self.transfers.stop(STOP_SECONDS_MAX)
             self.decoder.close()
+            self.fetcher.close()
             await self.child.politeness.leave()
 
     async def crawl(self) -> None:
@@ -159,7 +173,7 @@ class ChunkRun:
         next_checkpoint = time.monotonic() + self.child.settings.checkpoint_seconds
         park_seconds = 0.0
         while not (await self.transfers.wait(TICK_SECONDS) or self.transfers.stopping or park_seconds):
-            waiting = 0 if self.alone else len(self.transfers.outcomes)
+            waiting = 0 if self.quarantine else len(self.transfers.outcomes)
             if waiting >= self.checkpoint_outcomes or (waiting and time.monotonic() >= next_checkpoint):
                 await self.checkpoint()
                 next_checkpoint = time.monotonic() + self.child.settings.checkpoint_seconds
@@ -230,28 +244,13 @@ class ChunkRun:
 
     async def crawl_visit(self, visit: Visit, turn: Turn) -> Outcome | float:
         """One turn of a visit: its outcome, or in how many seconds it wants another."""
-        if self.alone:
-            await self.suspect(visit.candidate)
-        return await crawl_visit(self.child, self.store, visit, turn, self.decoder, self.obeyed)
+        if self.quarantine and self.transfers.outcomes:
+            await self.checkpoint_wholly()
+        return await crawl_visit(self.child, self.store, visit, turn, self.decoder, self.fetcher)
 
     def closed(self, visit: Visit, host: Host) -> Outcome:
         """The outcome of a candidate whose host nobody asks at present."""
         return closed_host(visit, host)
-
-    async def suspect(self, candidate: Candidate) -> None:
-        """Commit the outcome before and name the candidate that runs next, to the end even when cancelled."""
-        arrow = partial(
-            suspect_candidate,
-            outcomes=self.transfers.take(),
-            lease_seconds=self.child.settings.lease_seconds,
-            candidate=candidate,
-        )
-        commit = asyncio.ensure_future(self.commit(arrow))
-        try:
-            await asyncio.shield(commit)
-        except asyncio.CancelledError:
-            await commit
-            raise
 
     async def checkpoint(self) -> None:
         """Commit the outcomes so far and go on."""
@@ -259,6 +258,15 @@ class ChunkRun:
         seconds = self.child.settings.lease_seconds
         await self.commit(partial(checkpoint_chunk, outcomes=outcomes, lease_seconds=seconds))
         log.debug("chunk_checkpoint", chunk=self.fence.chunk_id, outcomes=len(outcomes))
+
+    async def checkpoint_wholly(self) -> None:
+        """Commit the outcomes so far, to the end even when cancelled."""
+        checkpoint = asyncio.ensure_future(self.checkpoint())
+        try:
+            await asyncio.shield(checkpoint)
+        except asyncio.CancelledError:
+            await checkpoint
+            raise
 
     async def settle(self, cancelled: Iterable[Candidate] = ()) -> None:
         """Commit the last outcomes and the money. What is left of a cancelled job ends as ``cancelled``.

@@ -159,6 +159,15 @@ class Visit:
         return delay_seconds
 
 
+async def admit(visit: Visit, hooks: Hooks) -> bool:
+    """Ask whether the URL where a visit stands may be requested. False: its host is to be left alone for now.
+
+    Raises CandidateError.
+    """
+    visit.latency_seconds = None
+    return hooks.admit is None or await hooks.admit(visit.target)
+
+
 async def step(
     transport: GuardedTransport,
     visit: Visit,
@@ -169,13 +178,9 @@ async def step(
     accept: str = ACCEPT,
 ) -> Fetched | None:
     """One request where the visit stands: its body, or None when it was a redirect, which the visit has followed.
-    None also when there was no request, because the host is to be left alone for now.
 
-    It has the deadline ``transfer_seconds_max``, once it is admitted. Raises CandidateError only.
+    It has the deadline ``transfer_seconds_max``. Raises CandidateError only.
     """
-    visit.latency_seconds = None
-    if hooks.admit is not None and not await hooks.admit(visit.target):
-        return None
     transfer = _Transfer(transport, settings, visit, clock, hooks, accept)
     visit.tries += visit.target is visit.start
     try:

@@ -13,7 +13,6 @@ from models.closing import existing_chunks
 from models.database import connection_lost, first_line, transaction, transient
 from models.lifecycle import Fence, StartedChunk, already_written, start_chunk
 from models.recording import Tally
-from models.suspects import Suspicion, suspicion
 from worker.presence import leaving
 
 BACKOFF_SECONDS_MAX = 5.0
@@ -71,18 +70,6 @@ def start(
             return start_chunk(session, chunk_id, attempt, worker, lease_seconds, again=unsure)
 
     return persist(chunk_id, write)
-
-
-def suspect(engine: Engine, chunk: StartedChunk) -> Suspicion:
-    """How to run a started chunk, after what happened to its last workers."""
-    if not chunk.retry_count:
-        return Suspicion()
-
-    def read(_: bool) -> Suspicion:
-        with transaction(engine) as session:
-            return suspicion(session, chunk.fence.chunk_id, chunk.retry_count)
-
-    return persist(chunk.fence.chunk_id, read)
 
 
 def commit(engine: Engine, fence: Fence, arrow: Callable[[Session], Tally | None]) -> Tally | None:

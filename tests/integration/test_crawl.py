@@ -412,7 +412,7 @@ def test_a_sync_that_hangs_ends_its_process(engine, child, site, tmp_path, monke
     check_books(engine)
 
 
-@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("lost", [0, 1, 2])
 @pytest.mark.parametrize(
     ("level", "failures", "sizes"),
     [
@@ -425,7 +425,7 @@ def test_images_are_looked_at_as_closely_as_the_job_says(
     engine, child, site, tmp_path, level, failures, sizes, lost
 ) -> None:
     """What only decoding refuses passes by its header, a file that breaks off without any verification; what was
-    not looked at is NULL. A careful worker judges alike.
+    not looked at is NULL. A careful worker judges alike, and so does one in quarantine.
     """
     urls = [f"{site.url}/{kind}/1" for kind in ("free", "garbled", "cut", "missing")]
     job = job_of(engine, urls, (tmp_path / "images").as_uri())

@@ -80,12 +80,16 @@ def asked(server: Server) -> list[str]:
     return sorted(request.target for request in server.requests)
 
 
-def test_the_refused_are_neither_fetched_nor_charged(engine, child, tmp_path) -> None:
-    """The site's request log has what may be asked for and nothing else, the ledger the images and nothing else."""
+@pytest.mark.parametrize("lost", [0, 2])
+def test_the_refused_are_neither_fetched_nor_charged(engine, child, tmp_path, lost) -> None:
+    """The site's request log has what may be asked for and nothing else, the ledger the images and nothing else;
+    so in quarantine.
+    """
 
     async def run() -> None:
         async with serve(by_path(ANSWERS)) as server:
             job = job_of(engine, server, PATHS, (tmp_path / "images").as_uri())
+            change(engine, "UPDATE job_chunks SET retry_count = :lost", lost=lost)
             await crawl(child, engine)
         assert asked(server) == sorted([ROBOTS, TDMREP, "/noai/3", "/tdm/4", "/free/5", "/free/6", "/go"])
         assert read_job(engine, job.id)["failures"] == {"robots": 2, "opt_out": 3}
@@ -120,13 +124,31 @@ def test_the_refused_are_neither_fetched_nor_charged(engine, child, tmp_path) ->
     child.loop.run_until_complete(run())
 
 
-def test_a_job_ignores_what_both_it_and_the_operator_name(engine, child, tmp_path) -> None:
+@pytest.mark.parametrize("lost", [0, 2])
+def test_evidence_may_have_any_bytes(engine, child, tmp_path, lost) -> None:
+    """A header that is no text stops nobody, in this process or on its way from a helper."""
+
+    async def run() -> None:
+        headers = {"X-Robots-Tag": "noai, \xff"}
+        async with serve(by_path({"/1": response(picture(1), headers=headers)})) as server:
+            job_of(engine, server, ["/1"], (tmp_path / "images").as_uri())
+            change(engine, "UPDATE job_chunks SET retry_count = :lost", lost=lost)
+            await crawl(child, engine)
+        lines = query(engine, "SELECT reason, evidence->>'line' FROM failures")
+        assert lines == [("opt_out", "X-Robots-Tag: noai, ?")]
+
+    child.loop.run_until_complete(run())
+
+
+@pytest.mark.parametrize("lost", [0, 2])
+def test_a_job_ignores_what_both_it_and_the_operator_name(engine, child, tmp_path, lost) -> None:
     """The job names all three, the worker's operator allows two: tdm is obeyed, the others are not asked for."""
 
     async def run() -> None:
         async with serve(by_path(ANSWERS)) as server:
             job = job_of(engine, server, PATHS, (tmp_path / "images").as_uri())
             change(engine, """UPDATE crawl_jobs SET ignored_opt_outs = '["robots", "tdm", "x-robots-tag"]'""")
+            change(engine, "UPDATE job_chunks SET retry_count = :lost", lost=lost)
             await crawl(child, engine)
         assert ROBOTS not in asked(server)
         assert read_job(engine, job.id)["failures"] == {"opt_out": 2, "duplicate": 1}

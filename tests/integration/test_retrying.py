@@ -15,7 +15,7 @@ from models.database import transaction
 from models.ending import drain_cancelled, rescue_chunk
 from models.job_lifecycle import cancel_job, close_job
 from models.jobs import SourceState
-from models.lifecycle import checkpoint_chunk, hand_back_chunk, settle_chunk, start_chunk
+from models.lifecycle import checkpoint_chunk, hand_back_chunk, start_chunk
 from models.opt_outs import Declaration, Evidence
 from models.outcomes import Outcome, Reason
 from models.queueing import claim_chunks, queue_chunks
@@ -28,7 +28,6 @@ from models.retrying import (
     retry_chunks,
 )
 from models.splitting import NewChunk, abandon_source, advance_source, satisfy_source, splittable_jobs
-from models.suspects import suspect_candidate
 from models.sweeping import forget_inputs
 from scheduler.dispatch import place_hold
 from scheduler.retry import Retry, retry
@@ -387,26 +386,6 @@ def test_what_is_left_of_a_range_keeps_its_one_outcome(engine, end):
         (1, 1, end),
         (2, 5, "cancelled"),
     ]
-    check_books(engine)
-
-
-def test_losses_from_before_a_retry_convict_nobody(engine):
-    """A candidate that ran alone, failed and is tried again begins as any other."""
-    job = new_job(engine, [1])
-    for loss in range(4):
-        chunk = start_next(engine)
-        if loss >= 2:
-            with transaction(engine) as session:
-                suspect_candidate(session, chunk.fence, [], LEASE_SECONDS, chunk.candidates[0])
-        if loss < 3:
-            expire_lease(engine, chunk.fence.chunk_id)
-            with transaction(engine) as session:
-                assert rescue_chunk(session, 5) is not None
-    with transaction(engine) as session:
-        fence = replace(chunk.fence, checkpoint=chunk.fence.checkpoint + 1)
-        assert settle_chunk(session, fence, [refused(0, Reason.DNS)]) is not None
-    assert again(engine, job).chunks == 1
-    assert query(engine, "SELECT FROM suspects") == []
     check_books(engine)
 
 

@@ -25,7 +25,6 @@ from models import (
     NotificationPreference,
     Profile,
     Project,
-    Suspect,
     UsageMetric,
     Worker,
 )
@@ -142,10 +141,6 @@ COLUMNS = {
         name varchar(255) · slots int · version varchar(20) · started_at timestamptz = now() ·
         seen_at timestamptz = now() · busy int = 0 · active_at timestamptz = now()
     """,
-    "suspects": """
-        +
-        chunk_id int · position int · url text · attempt int · losses int = 0
-    """,
     "leadership": """
         +
         id smallint = 1 · scheduler varchar(255) · since timestamptz = now() · round_at timestamptz = now()
@@ -222,7 +217,6 @@ INDEXES = (
 FOREIGN_KEYS_BEYOND_THE_SEED = {
     ("Profile", "CreditTransaction"),
     ("CrawlJob", "Failure"),
-    ("JobChunk", "Suspect"),
 }
 RELATIONSHIPS = {
     Profile: "projects activity_logs credit_account api_keys notifications notification_preference usage_metrics",
@@ -239,7 +233,6 @@ RELATIONSHIPS = {
     UsageMetric: "user",
     Failure: "",
     Leadership: "",
-    Suspect: "",
     Worker: "",
 }
 

@@ -1,5 +1,6 @@
 """The migrations lead to the declared schema, keep rows both ways, and are safe to run at once."""
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,8 @@ REVISIONS = [script.revision for script in ScriptDirectory.from_config(alembic_c
 ]
 # What a revision changes on purpose in columns that the lower one knows; a test of its own says how.
 CARRIED_OVER = {"005": {"job_chunks": {"lease_until", "worker"}}}
+DROPPED = {"016": {"suspects"}}
+"""Tables that a revision drops, with their rows."""
 TEN_PROCESSES = """
 import os, sys
 from models.database import migrate
@@ -73,6 +76,7 @@ def test_each_step_up_and_down_keeps_rows(empty_database_url: str, connection: C
         kept = {
             table: [name for name in names if name not in carried.get(table, ())]
             for table, names in columns.get(lower, {}).items()
+            if table not in DROPPED.get(revision, ())
         }
         before = read_rows(connection, kept)
         migrate(empty_database_url, revision)
@@ -80,11 +84,13 @@ def test_each_step_up_and_down_keeps_rows(empty_database_url: str, connection: C
         catalogs[revision], columns[revision] = read_catalog(connection), read_columns(connection)
         connection.execute(text(ROWS_AT.get(revision, "SELECT 1")))
     assert all(read_rows(connection, columns[REVISION]).values())
-    for revision in reversed(REVISIONS[:-1]):
-        rows = read_rows(connection, columns[revision])
+    for revision, upper in reversed([*itertools.pairwise(REVISIONS)]):
+        both = columns[revision].keys() - DROPPED.get(upper, set())
+        kept = {table: columns[revision][table] for table in both}
+        rows = read_rows(connection, kept)
         downgrade(empty_database_url, revision)
         assert read_catalog(connection) == catalogs[revision]
-        assert read_rows(connection, columns[revision]) == rows
+        assert read_rows(connection, kept) == rows
     rows = read_rows(connection, columns["001"])
     migrate(empty_database_url)
     assert read_catalog(connection) == catalogs[REVISION]

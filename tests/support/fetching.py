@@ -9,7 +9,7 @@ import pytest
 from models.outcomes import Candidate
 from tests.support.hostile_server import loopback_settings
 from worker.errors import CandidateError
-from worker.fetch import NO_HOOKS, Visit, step
+from worker.fetch import NO_HOOKS, Visit, admit, step
 from worker.transport import GuardedTransport
 
 PIXELS = bytes(range(256)) * 40
@@ -32,7 +32,10 @@ async def fetch(
     try:
         while True:
             try:
-                fetched = await step(transport, visit, settings, clock=clock, hooks=hooks)
+                admitted = await admit(visit, hooks)
+                fetched = (
+                    await step(transport, visit, settings, clock=clock, hooks=hooks) if admitted else None
+                )
             except CandidateError as error:
                 delay_seconds = visit.again_in(error, settings, random)
                 if delay_seconds is None:

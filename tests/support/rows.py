@@ -30,7 +30,6 @@ ROWS = {
     "api_keys": "user_id = {user}, name = 'n', key_hash = 'new', key_prefix = 'p'",
     "usage_metrics": "user_id = {user}, metric_date = '2026-01-02'",
     "workers": "name = 'w', slots = 1, version = '0.1'",
-    "suspects": "chunk_id = {chunk}, position = 1, url = 'u', attempt = 1",
     "leadership": "scheduler = 'h/1'",
 }
 

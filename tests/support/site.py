@@ -40,8 +40,8 @@ class Site:
         """The Retry-After with which a path is refused by 429; None: it is not."""
         self.waiting = 0
         """Requests for held pictures that are open now."""
-        self.strike: Callable[[], None] = lambda: None
-        """Called when a deadly picture is asked for; it never arrives."""
+        self.strike: Callable[[int], None] = lambda _: None
+        """Called with the port of who asks for a deadly picture; it never arrives."""
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="site", daemon=True)
         self._ready: Future[int] = Future()
         self._thread.start()
@@ -86,7 +86,7 @@ class Site:
             return web.Response(status=429, headers={"Retry-After": wait} if wait else {})
         kind, _, number = request.path[1:].partition("/")
         if kind == "deadly":
-            self.strike()
+            self.strike(request.transport.get_extra_info("peername")[1])
             await self._leave.wait()
         if kind not in {"free", "held", "slow", "later", "garbled", "cut"}:
             return web.Response(status=404)

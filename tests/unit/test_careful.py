@@ -11,6 +11,7 @@ import pytest
 from models.outcomes import Reason
 from models.settings import Settings
 from tests.support.poison import PIXELS_MAX, slow_jpeg
+from tests.support.processes import until
 from tests.support.site import picture
 from worker.careful import CarefulDecoder
 from worker.errors import PictureError
@@ -87,6 +88,6 @@ def test_no_helper_outlives_its_owner(careful):
     careful.inspect(picture(1))
     helper = careful._helper
     assert helper is not None
-    assert careful._connection is not None
-    careful._connection.close()
-    assert helper.wait(10) == 0
+    helper.connection.close()
+    until(lambda: not helper.running, "its end", 10)
+    assert helper.end() == "ended the decoder with exit code 0"
