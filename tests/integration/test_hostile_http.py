@@ -352,4 +352,4 @@ async def test_any_answer_ends_in_a_body_or_a_reason():
                 ended.add(type(await get(f"{server.origin}/")))
             except CandidateError as error:
                 ended.add(error.reason)
-    assert {Fetched, Reason.PROTOCOL, Reason.HTTP_STATUS, Reason.RATE_LIMITED} <= ended
+    assert {Fetched, Reason.PROTOCOL, Reason.HTTP_STATUS} <= ended

@@ -6,6 +6,7 @@ import gzip
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -22,11 +23,12 @@ DECODING_MEGABYTES = 256
 SLACK_MEGABYTES = 20
 ENDLESS = {"endless": 150, "chunks": 50, "gzip-bomb": 12}
 
+ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import asyncio, json, pathlib, sys
 from models.outcomes import Candidate, Refused
 from models.settings import Settings
-from worker.candidate import crawl_candidate
+from tests.support.one_candidate import crawl_candidate
 from worker.careful import PlainDecoder
 from worker.child import Child
 
@@ -105,7 +107,7 @@ async def crawl(server: Server, home, names: list[str], image_bytes_max: int = 2
     """Let a child of its own process crawl these names, all at once."""
     asked = json.dumps([str(home), image_bytes_max, *(f"{server.origin}/{name}" for name in names)]).encode()
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", PROGRAM, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        sys.executable, "-c", PROGRAM, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
     )
     try:
         output, _ = await asyncio.wait_for(process.communicate(asked), 120)

@@ -12,7 +12,7 @@ from models.outcomes import Accepted, Candidate
 from models.settings import Settings
 from tests.support.bombs import small
 from tests.support.hostile_server import LOOPBACK, response, serve
-from worker.candidate import crawl_candidate
+from tests.support.one_candidate import crawl_candidate
 from worker.careful import PlainDecoder
 from worker.child import Child
 from worker.store import NAME, open_store

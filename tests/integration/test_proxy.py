@@ -9,7 +9,7 @@ import pytest
 
 from models.outcomes import Reason
 from tests.integration.test_ssrf import HOSTS, Names
-from tests.support.fetching import PIXELS, Sleeps, failure
+from tests.support.fetching import PIXELS, Sleeps, failure, fetch
 from tests.support.hostile_server import (
     CERTIFICATE,
     always,
@@ -22,7 +22,6 @@ from tests.support.hostile_server import (
 )
 from tests.support.private_listener import listening
 from tests.support.small_proxy import small_proxy
-from worker.fetch import fetch
 from worker.transport import GuardedTransport, make_client
 
 # A public address: looked up and checked, never connected to. The proxy's own lookup leads to the test's server.

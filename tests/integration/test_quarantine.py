@@ -16,6 +16,7 @@ from models.job_lifecycle import cancel_job
 from models.settings import Settings, read_settings
 from tests.support.crawling import NewJob, change, check_books, query, queue_ready, read_chunk, read_job
 from tests.support.fleet import new_crawl
+from tests.support.poison import PIXELS_MAX
 from tests.support.processes import parent, until
 from tests.support.site import Site
 from worker import presence
@@ -122,7 +123,7 @@ def test_what_stalls_the_helper_is_given_up(engine, child, site, tmp_path, monke
 
 def test_a_picture_that_no_decoder_ends_is_given_up(engine, settings, site, tmp_path) -> None:
     """Fetched in one helper and decoded in another, which is killed."""
-    child = Child(settings.model_copy(update={"decode_seconds_max": 1}))
+    child = Child(settings.model_copy(update={"decode_seconds_max": 1, "image_pixels_max": PIXELS_MAX}))
     try:
         job_of(engine, site, ["/free/0", "/slow/3000", "/free/2"], (tmp_path / "images").as_uri())
         assert crawl(child, engine)["accepted"] == 2

@@ -15,10 +15,9 @@ import pytest
 from aiohttp.abc import AbstractResolver
 
 from models.outcomes import Reason
-from tests.support.fetching import Sleeps, failure
+from tests.support.fetching import Sleeps, failure, fetch
 from tests.support.hostile_server import in_loop, loopback_settings, response
 from tests.support.private_listener import listening
-from worker.fetch import fetch
 from worker.transport import GuardedTransport, RefusedError, make_client
 
 # The one host that may be connected to here, and the only server that a redirect can come from.
