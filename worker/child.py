@@ -126,6 +126,8 @@ class Child:
 
     def close(self) -> None:
         """Close everything. The child ends afterwards, at once if a thread is still occupied."""
+        if "opt_outs" in self.__dict__:
+            self.loop.run_until_complete(self.opt_outs.close())
         if "transport" in self.__dict__:
             self.loop.run_until_complete(self.transport.aclose())
         if "redis" in self.__dict__:

@@ -22,7 +22,10 @@ AWAY_SECONDS = 5.0
 """After a failure Redis is left alone for so long."""
 CLAIM_SECONDS = 35
 """So long at most do others wait for the child that asks: longer than it may take."""
+FAREWELL_SECONDS = 1.0
 POLL_SECONDS, POLL_SECONDS_MAX = 0.05, 0.5
+KNOWN_SECONDS_MIN = 5.0
+"""What a child has just learned counts for so long, whatever the clock said of the machine that asked."""
 ORIGINS_MAX = 20_000
 BYTES_MAX = 2 * 1024 * 1024
 """Bounds of what one memory keeps in a child; bytes of the records, before they are read."""
@@ -122,6 +125,8 @@ class OriginMemory(Generic[Value]):
         self._known: collections.OrderedDict[str, tuple[Value, float, int]] = collections.OrderedDict()
         self._bytes = 0
         self._flights: dict[str, _Flight[Value]] = {}
+        self._tasks: set[asyncio.Future[Value]] = set()
+        """Of all flights, those that are given up and not over yet included."""
 
     def known(self, origin: str) -> Value | None:
         """What this child knows now, without asking anybody."""
@@ -139,6 +144,8 @@ class OriginMemory(Generic[Value]):
         flight = self._flights.get(origin)
         if flight is None:
             flight = self._flights[origin] = _Flight(asyncio.ensure_future(self._learn(origin)))
+            self._tasks.add(flight.task)
+            flight.task.add_done_callback(self._tasks.discard)
         flight.waiting += 1
         try:
             return await asyncio.shield(flight.task)
@@ -147,6 +154,15 @@ class OriginMemory(Generic[Value]):
             if self._flights.get(origin) is flight and (flight.task.done() or not flight.waiting):
                 del self._flights[origin]
                 flight.task.cancel()
+
+    async def close(self) -> None:
+        """End what is under way; nobody may wait for it any more. What Redis does not hear of runs out there."""
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=FAREWELL_SECONDS)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late)
 
     async def _learn(self, origin: str) -> Value:
         key = f"{self._prefix}:{origin}"
@@ -187,7 +203,7 @@ class OriginMemory(Generic[Value]):
     def _keep(self, origin: str, value: Value, record: Record) -> None:
         size = len(origin) + len(str(record.content))
         self._drop(origin)
-        self._known[origin] = value, record.expires_at, size
+        self._known[origin] = value, max(record.expires_at, time.time() + KNOWN_SECONDS_MIN), size
         self._bytes += size
         while len(self._known) > 1 and (len(self._known) > ORIGINS_MAX or self._bytes > BYTES_MAX):
             self._drop(next(iter(self._known)))

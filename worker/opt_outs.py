@@ -134,6 +134,11 @@ class OptOuts:
                 )
                 raise OptOutError(Reason.OPT_OUT, f"the response says {line}", evidence)
 
+    async def close(self) -> None:
+        """End the questions that nobody waits for, before the transport is closed."""
+        await self.robots.close()
+        await self.tdmrep.close()
+
     async def _ask_robots(self, origin: str) -> Record:
         url = file_of(origin, ROBOTS_PATH)
         try:

@@ -376,7 +376,7 @@ def test_a_chunk_from_which_nothing_comes_is_given_up(engine, child, site, tmp_p
     def leave() -> None:
         raise LeftError
 
-    monkeypatch.setattr("worker.crawl.silence_seconds_max", lambda _: 1.0)
+    monkeypatch.setattr("worker.crawl.silence_seconds_max", lambda _: 3.0)
     monkeypatch.setattr("worker.crawl.leave_at_once", leave)
     job_of(engine, [f"{site.url}/free/1", f"{site.url}/held/1"], tmp_path.as_uri())
     with pytest.raises(LeftError):

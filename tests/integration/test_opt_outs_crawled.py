@@ -24,7 +24,7 @@ from tests.support.crawling import (
 )
 from tests.support.hostile_server import Server, by_path, response, serve
 from tests.support.site import picture
-from worker import opt_outs, site_files
+from worker import cluster_memory, opt_outs, site_files
 from worker.child import Child
 from worker.crawl import crawl_chunk
 
@@ -160,6 +160,7 @@ def test_a_job_ignores_what_both_it_and_the_operator_name(engine, child, tmp_pat
 def test_a_site_that_could_not_be_asked_is_tried_again(engine, child, tmp_path, monkeypatch) -> None:
     """With its robots.txt away nothing of it is requested; `retry` takes all of it once that is back."""
     monkeypatch.setattr(site_files, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(cluster_memory, "KNOWN_SECONDS_MIN", 0.0)
     monkeypatch.setattr(opt_outs, "UNREACHABLE_SECONDS", 0)
     answers = ANSWERS | {ROBOTS: response(b"", 503)}
 
