@@ -94,14 +94,20 @@ def test_workers_killed_from_outside_convict_nobody(engine, services, database_u
 def test_a_worker_that_leaves_in_quarantine_hands_its_chunk_back(
     engine, services, database_url, site, tmp_path
 ) -> None:
-    """SIGTERM to every process of its group, as a container engine may send it: within five seconds, nobody is to
-    blame, and another worker ends the chunk.
+    """A helper that waits for a picture ends with a child that is killed. SIGTERM to every process of the group, as
+    a container engine may send it, hands the chunk back within five seconds, nobody is to blame, and another worker
+    ends it.
     """
     with Fleet(tmp_path, database_url, services.redis_url) as fleet:
         scheduler, worker = fleet.both()
         urls = [f"{site.url}/{kind}/1" for kind in ("free", "held")]
         job = quarantined(engine, urls, tmp_path)
         until(lambda: site.waiting, "a picture that is waited for")
+        [helper] = helpers(fleet)
+        os.kill(parent(helper), signal.SIGKILL)
+        until(lambda: not helpers(fleet), "the end of the helper", 5)
+        change(engine, LOST)
+        until(lambda: helpers(fleet) and site.waiting, "the same again")
         began = time.monotonic()
         os.killpg(worker.process.pid, signal.SIGTERM)
         until(lambda: read_job(engine, job.id)["active_chunks"] == 0, "the chunk handed back", 10)
@@ -111,5 +117,5 @@ def test_a_worker_that_leaves_in_quarantine_hands_its_chunk_back(
         fleet.worker()
         row = ended(engine, job)
         assert (row["status"], row["valid_images"], row["failures"]) == ("completed", 2, {})
-        assert said(scheduler, "chunk_rescued") == 0
+        assert said(scheduler, "chunk_rescued") == 1
     check_books(engine)

@@ -155,6 +155,41 @@ def test_a_helper_killed_between_two_candidates_costs_nobody(
     assert len(set(killed)) == 3
 
 
+def test_signals_to_all_processes_are_not_for_a_helper(engine, child, site, tmp_path) -> None:
+    """Ctrl-C and a container that stops reach it, too: its child decides what comes of them."""
+
+    def signal_helper() -> None:
+        until(lambda: site.waiting, "a picture that is waited for")
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(helpers()[0], number)
+        site.release()
+
+    job_of(engine, site, ["/held/0"], (tmp_path / "images").as_uri())
+    with ThreadPoolExecutor(1) as thread:
+        signalled = thread.submit(signal_helper)
+        assert crawl(child, engine)["accepted"] == 1
+        signalled.result()
+
+
+def test_a_helper_that_dies_with_its_worker_convicts_nobody(engine, child, site, tmp_path) -> None:
+    """Whoever ends a worker with all its processes may kill the helper first: its death counts only when its child
+    goes on.
+    """
+
+    def end(port: int) -> None:
+        os.kill(owner_of_port(port), signal.SIGKILL)
+        presence._told.set()
+
+    site.strike = end
+    job = job_of(engine, site, ["/deadly/0"], (tmp_path / "images").as_uri())
+    try:
+        chunk = crawl(child, engine)
+    finally:
+        presence._told.clear()
+    assert (chunk["status"], chunk["failed"]) == ("pending", 0)
+    assert read_job(engine, job.id)["failures"] == {}
+
+
 def test_without_a_helper_a_chunk_is_parked(engine, child, site, tmp_path, monkeypatch) -> None:
     """A machine that can start none has no outcome to give: the chunk waits, and no loss is counted."""
     monkeypatch.setattr("worker.quarantine.START_SECONDS_MAX", 0)
