@@ -21,6 +21,7 @@ import platformdirs
 from benchmarks import environment, page, pictures, report, web_server
 from benchmarks.race import RunError
 from benchmarks.setting import Bench, Section
+from models.database import SchemaError
 from models.logs import configure_logs
 from models.settings import read_settings
 from scheduler.connect import connected
@@ -29,6 +30,13 @@ from scheduler.servers import ServicesError
 PARTS = ("fast", "slow", "tls", "limit", "stages", "growth", "queue")
 WITH_OTHERS = {"fast", "slow", "tls", "limit"}
 LOAD_MAX = 0.5
+FAILURES = (
+    RunError,
+    ServicesError,
+    SchemaError,
+    environment.EnvironmentMissingError,
+    web_server.ServerError,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("", f"# {name}", "", section.text, sep="\n", flush=True)
             if options.write:
                 page.write(name, section)
-    except (RunError, ServicesError, environment.EnvironmentMissingError, web_server.ServerError) as error:
+    except FAILURES as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
