@@ -18,6 +18,11 @@ JPEG_APP1, JPEG_START_OF_SCAN, JPEG_END_OF_IMAGE = 0xE1, 0xDA, 0xD9
 JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 JPEG_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
 WEBP_HAS_EXIF = 0x08
+JPEG_MARKS_MAX = 100_000
+AVIF_ENTRIES_MAX = 10_000
+"""Bounds of what stands before the pixels, padding included: no real file comes near them, and a hostile one could
+keep a decoder busy for minutes.
+"""
 
 # EXIF's word for a rotation (quarters, anticlockwise) and then a mirror: none, top to bottom, left to right.
 AVIF_ORIENTATION = {0: (1, 4, 2), 1: (8, 5, 7), 2: (3, 2, 4), 3: (6, 7, 5)}
@@ -72,7 +77,7 @@ def _jpeg(body: bytes, _: Container) -> Header:
     That end is not the one of a thumbnail, which stands before the scan.
     """
     width, height, exif, position = 0, 0, b"", 2
-    while True:
+    for _mark in range(JPEG_MARKS_MAX):
         position = body.index(b"\xff", position) + 1
         marker = body[position]
         if marker in {0x00, 0xFF}:  # Padding, which every decoder skips.
@@ -91,6 +96,7 @@ def _jpeg(body: bytes, _: Container) -> Header:
         elif marker == JPEG_APP1 and body.startswith(EXIF_MARK, position + 2):
             exif = exif or body[position + 2 : end]
         position = end
+    raise PictureError(Reason.CORRUPT, "a JPEG that is all header")
 
 
 def _png(body: bytes, container: Container) -> Header:
@@ -153,21 +159,23 @@ def _check_extents(body: bytes, start: int) -> None:
     offset_bytes, length_bytes, base_bytes = sizes >> 12, sizes >> 8 & 15, sizes >> 4 & 15
     index_bytes = sizes & 15 if version else 0
     id_bytes = 4 if version == 2 else 2
-    position = start + 6 + id_bytes
+    position, entries = start + 6 + id_bytes, 0
     for _ in range(_number(body, start + 6, id_bytes)):
         position += id_bytes
         in_file = not version or not body[position + 1] & 15
         position += 4 if version else 2
         base = _number(body, position, base_bytes)
         position += base_bytes + 2
-        for _ in range(_number(body, position - 2, 2)):
+        extents = _number(body, position - 2, 2)
+        entries += 1 + extents
+        if position > len(body) or entries > AVIF_ENTRIES_MAX:
+            raise IndexError(position)
+        for _ in range(extents):
             offset = base + _number(body, position + index_bytes, offset_bytes)
             length = _number(body, position + index_bytes + offset_bytes, length_bytes)
             if in_file and offset + length > len(body):
                 raise IndexError(offset)
             position += index_bytes + offset_bytes + length_bytes
-        if position > len(body):
-            raise IndexError(position)
 
 
 def _avif_track(body: bytes, moov: Place) -> Header:
@@ -192,7 +200,7 @@ def _properties(body: bytes, meta: dict[bytes, Place]) -> dict[bytes, Place]:
     start = iprp[b"ipma"][0]
     id_bytes, index_bytes = (4 if body[start] else 2), (2 if body[start + 3] & 1 else 1)
     position = start + 8
-    for _ in range(_number(body, start + 4, 4)):
+    for _ in range(min(AVIF_ENTRIES_MAX, _number(body, start + 4, 4))):
         item, count = _number(body, position, id_bytes), body[position + id_bytes]
         position += id_bytes + 1
         if item == primary:
@@ -213,7 +221,9 @@ def _avif_orientation(body: bytes, properties: dict[bytes, Place]) -> int:
 def _boxes(body: bytes, place: Place) -> Iterator[tuple[bytes, Place]]:
     """Boxes of length, kind and content (ISO/IEC 14496-12, 4.2) in a part of the file."""
     position, end = place
-    while position + 8 <= end:
+    for _ in range(AVIF_ENTRIES_MAX):
+        if position + 8 > end:
+            return
         length, kind = struct.unpack_from(">I4s", body, position)
         head = 8
         if length == 1:
