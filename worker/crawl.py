@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import structlog
 
@@ -46,6 +47,7 @@ from worker.writing import LostChunkError, commit, lost, persist, start
 LOOK_SECONDS = 0.5
 """How often a worker looks after its lease, and whether its job was cancelled."""
 TICK_SECONDS = 0.2
+CANCEL_SECONDS = 0.5
 STOP_SECONDS_MAX = 0.5
 """How long a chunk that is cancelled or handed back waits for the picture that is being decoded and stored."""
 CHECKPOINT_OUTCOMES = 500
@@ -112,6 +114,17 @@ def silence_seconds_max(settings: Settings) -> float:
     )
 
 
+async def end_tasks(tasks: Iterable[asyncio.Future[Any]]) -> None:
+    """Cancel tasks until they are over, and again: a client's own time limit that runs out in the same moment may
+    take a cancellation for itself, as redis-py's once did.
+    """
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=CANCEL_SECONDS)
+
+
 class ChunkRun:
     """One attempt of one chunk. Holds the fence, which moves on with each commit.
 
@@ -158,9 +171,7 @@ class ChunkRun:
                 if task.done():
                     task.result()
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
+            await end_tasks(tasks)
             await self.transfers.stop(STOP_SECONDS_MAX)
             self.decoder.close()
             self.fetcher.close()

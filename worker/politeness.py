@@ -257,11 +257,9 @@ class Politeness:
     async def keep(self) -> None:
         """Ask and tell, for as long as a chunk runs."""
         while True:
-            try:
-                async with asyncio.timeout(TICK_SECONDS):
-                    await self._wanted.wait()
-            except TimeoutError:
-                pass
+            tick = asyncio.get_running_loop().call_later(TICK_SECONDS, self._wanted.set)
+            await self._wanted.wait()
+            tick.cancel()
             self._wanted.clear()
             now = time.monotonic()
             await self._ask([host for host in self._hosts.values() if host.due(now)])

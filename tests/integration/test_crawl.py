@@ -35,7 +35,7 @@ from tests.support.poison import PIXELS_MAX
 from tests.support.processes import until
 from tests.support.site import Site
 from worker.child import Child
-from worker.crawl import ChunkRun, crawl_chunk
+from worker.crawl import ChunkRun, crawl_chunk, end_tasks
 from worker.store import FolderStore
 from worker.transport import GuardedTransport
 from worker.watchdog import Work
@@ -440,3 +440,26 @@ def test_images_are_looked_at_as_closely_as_the_job_says(
     assert {image[4] for image in images} == {"png"}
     assert {image[3] is not None for image in images} == {level == "full"}
     check_books(engine)
+
+
+def test_a_task_that_overhears_a_cancellation_ends_all_the_same() -> None:
+    """A chunk whose worker leaves waits for all of its tasks: none may hold it up for ever."""
+    heard = 0
+
+    async def stubborn() -> None:
+        nonlocal heard
+        for _ in range(2):
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                heard += 1
+        await asyncio.Event().wait()
+
+    async def run() -> None:
+        tasks = [asyncio.ensure_future(stubborn()), asyncio.ensure_future(asyncio.sleep(60))]
+        await asyncio.sleep(0)
+        await asyncio.wait_for(end_tasks(tasks), 10)
+        assert all(task.cancelled() for task in tasks)
+
+    asyncio.run(run())
+    assert heard == 2
