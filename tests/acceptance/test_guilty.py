@@ -18,7 +18,7 @@ from tests.support.site import Site
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
 DEADLY = (7, 23, 41)
-KILLS = 30
+KILLS = 12
 LOST = """UPDATE job_chunks SET retry_count = 1, lease_until = now() - interval '1 s' WHERE status = 'processing'"""
 
 

@@ -29,7 +29,7 @@ from worker.address import parse_url
 from worker.body import SHARED_BYTES
 from worker.cluster_memory import Cluster, OriginMemory, Record
 from worker.errors import AddressError, CandidateError, OptOutError, TransferError
-from worker.fetch import Visit, step
+from worker.fetch import Visit, admit, step
 from worker.opt_outs import OptOuts
 from worker.robots import FILE_BYTES_MAX
 from worker.shared import close_redis, open_redis
@@ -67,7 +67,9 @@ class Crawler:
             visit = Visit(Candidate(0, url, 1), lease)
             while True:
                 try:
-                    if (fetched := await step(self.transport, visit, self.settings, hooks=hooks)) is not None:
+                    if await admit(visit, hooks) and (
+                        fetched := await step(self.transport, visit, self.settings, hooks=hooks)
+                    ):
                         return fetched
                 except CandidateError as error:
                     if visit.again_in(error, self.settings, random.Random(7)) is None:

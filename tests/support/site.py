@@ -38,6 +38,10 @@ class Site:
         """Every request: when, by ``time.monotonic``, and what for."""
         self.refuse: Callable[[str], str | None] = lambda _: None
         """The Retry-After with which a path is refused by 429; None: it is not."""
+        self.robots: str | None = None
+        """Its robots.txt; None: there is none."""
+        self.wishes: list[tuple[float, str]] = []
+        """Like ``log``, for what owners keep for crawlers; it stands in neither ``log`` nor ``asked``."""
         self.waiting = 0
         """Requests for held pictures that are open now."""
         self.strike: Callable[[int], None] = lambda _: None
@@ -80,6 +84,10 @@ class Site:
         await runner.cleanup()
 
     async def _answer(self, request: web.BaseRequest) -> web.Response:
+        if request.path in {"/robots.txt", "/.well-known/tdmrep.json"}:
+            self.wishes.append((time.monotonic(), request.path))
+            said = self.robots if request.path == "/robots.txt" else None
+            return web.Response(status=404) if said is None else web.Response(text=said)
         self.asked.add(request.path)
         self.log.append((time.monotonic(), request.path))
         if (wait := self.refuse(request.path)) is not None:
