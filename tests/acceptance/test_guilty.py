@@ -61,7 +61,7 @@ def test_three_deadly_candidates_of_fifty_cost_three(engine, services, database_
 
 
 def test_workers_killed_from_outside_convict_nobody(engine, services, database_url, site, tmp_path) -> None:
-    """Thirty times the pool child is killed while its chunk is in quarantine and a picture is asked for: all are
+    """Twelve times the pool child is killed while its chunk is in quarantine and a picture is asked for: all are
     accepted, and no helper outlives its child.
     """
     with Fleet(tmp_path, database_url, services.redis_url) as fleet:

@@ -45,6 +45,7 @@ def shell(services, database_url, tmp_path) -> dict[str, str]:
         chunk_size=20,
         lease_seconds=5,
         checkpoint_seconds=0.5,
+        host_transfers=100,  # Its one site stands for many hosts.
     )
 
 
