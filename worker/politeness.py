@@ -228,7 +228,7 @@ class Politeness:
 
     def __init__(self, settings: Settings, redis: Redis, child: str) -> None:
         self.changed: Callable[[Iterable[str]], None] = lambda _: None
-        self._rules = _rules(settings) | {"child": child}
+        self._rules = json.dumps(_rules(settings) | {"child": child})
         self._hosts: dict[str, Host] = {}
         self._wanted = asyncio.Event()
         self._alone_until = 0.0
@@ -289,7 +289,7 @@ class Politeness:
             self.changed([host.name for host in some])
 
     async def _ask_redis(self, hosts: Sequence[Host]) -> bool:
-        arguments = [json.dumps(self._rules), *(json.dumps(_report(host)) for host in hosts)]
+        arguments = [self._rules, *(json.dumps(_report(host)) for host in hosts)]
         for host in hosts:
             host.news = None
         asked_at = time.monotonic()
