@@ -8,20 +8,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from models.outcomes import ImageFormat, Reason
-from worker.container import GIF_EXTENSION, GIF_IMAGE, JPEG_END, Container, gif_table_bytes, skip_gif_data
+from worker.container import (
+    GIF_EXTENSION,
+    GIF_IMAGE,
+    JPEG_END,
+    PARTS_MAX,
+    Container,
+    gif_table_bytes,
+    skip_gif_data,
+)
 from worker.errors import PictureError
+from worker.jpeg import EXIF_MARK, read_jpeg_segments
 
-EXIF_MARK = b"Exif\0\0"
 EXIF_ORIENTATION = 0x0112
 
-JPEG_APP1, JPEG_START_OF_SCAN, JPEG_END_OF_IMAGE = 0xE1, 0xDA, 0xD9
-JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-JPEG_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
 WEBP_HAS_EXIF = 0x08
-JPEG_MARKS_MAX = 100_000
 AVIF_ENTRIES_MAX = 10_000
-"""Bounds of what stands before the pixels, padding included: no real file comes near them, and a hostile one could
-keep a decoder busy for minutes.
+"""Of what stands before the pixels: no real file comes near it, and a hostile one could keep a decoder busy for
+minutes.
 """
 
 # EXIF's word for a rotation (quarters, anticlockwise) and then a mirror: none, top to bottom, left to right.
@@ -71,32 +75,11 @@ def exif_orientation(exif: bytes) -> int:
     return 1
 
 
-def _jpeg(body: bytes, _: Container) -> Header:
-    """Segments up to the first scan (ITU T.81, B.1), behind which the image's own end must come.
-
-    That end is not the one of a thumbnail, which stands before the scan.
-    """
-    width, height, exif, position = 0, 0, b"", 2
-    for _mark in range(JPEG_MARKS_MAX):
-        position = body.index(b"\xff", position) + 1
-        marker = body[position]
-        if marker in {0x00, 0xFF}:  # Padding, which every decoder skips.
-            continue
-        position += 1
-        if marker in JPEG_WITHOUT_LENGTH:
-            continue
-        end = position + int(struct.unpack_from(">H", body, position)[0])
-        if marker == JPEG_START_OF_SCAN:
-            body.rindex(JPEG_END, end)
-            return Header(width, height, 1, exif_orientation(exif))
-        if marker == JPEG_END_OF_IMAGE:
-            raise PictureError(Reason.CORRUPT, "a JPEG without a scan")
-        if marker in JPEG_FRAMES:
-            height, width = struct.unpack_from(">HH", body, position + 3)
-        elif marker == JPEG_APP1 and body.startswith(EXIF_MARK, position + 2):
-            exif = exif or body[position + 2 : end]
-        position = end
-    raise PictureError(Reason.CORRUPT, "a JPEG that is all header")
+def _jpeg(body: bytes, container: Container) -> Header:
+    """The image's own end must come behind its first scan: a thumbnail's stands before."""
+    segments = read_jpeg_segments(body, parts_max=PARTS_MAX)
+    body.rindex(JPEG_END, segments.scan + int.from_bytes(body[segments.scan : segments.scan + 2], "big"))
+    return Header(container.width, container.height, 1, exif_orientation(segments.exif))
 
 
 def _png(body: bytes, container: Container) -> Header:

@@ -12,11 +12,25 @@ from worker.errors import PictureError
 
 SOF = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 ONE_PASS = frozenset({0xC0, 0xC1, 0xC9})
-EOI, SOS = 0xD9, 0xDA
+EOI, SOS, APP1 = 0xD9, 0xDA, 0xE1
+EXIF_MARK = b"Exif\0\0"
 ALONE = frozenset({0x01, *range(0xD0, 0xD9)})
 
 _MARKER = re.compile(rb"\xff[\x01-\xfe]")
 _MARKER_IN_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+
+
+@dataclass(frozen=True, slots=True)
+class JpegSegments:
+    """What stands before the first scan. ``frame`` is (marker, height, width, components); sizes in pixels.
+
+    ``scan`` is where the header of that scan begins, ``exif`` the first EXIF block, empty if there is none.
+    """
+
+    frame: tuple[int, int, int, int]
+    sampling: bytes
+    exif: bytes
+    scan: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +43,13 @@ class JpegHeader:
     decoding_bytes: int
 
 
-def read_jpeg_header(body: bytes, *, parts_max: int, scans_max: int) -> JpegHeader:
-    """Walk the segments to the first scan and, where the decoder keeps the whole image, from scan to scan.
+def read_jpeg_segments(body: bytes, *, parts_max: int) -> JpegSegments:
+    """Walk the segments to the first scan.
 
-    Counting stops behind ``scans_max``. Raises PictureError (CORRUPT) for a file without a frame or with more
-    segments and filling than ``parts_max``; struct.error or IndexError for one that is cut.
+    Raises PictureError (CORRUPT) for a file without a frame or with more segments and filling than ``parts_max``;
+    struct.error or IndexError for one that is cut.
     """
-    position, parts, frame = 2, 0, None
+    position, parts, frame, sampling, exif = 2, 0, None, b"", b""
     while True:
         marker, start = _next_marker(_MARKER, body, position)
         parts += 1 + start - 2 - position
@@ -45,17 +59,29 @@ def read_jpeg_header(body: bytes, *, parts_max: int, scans_max: int) -> JpegHead
             raise PictureError(Reason.CORRUPT, "a JPEG without a scan")
         if marker == SOS:
             break
+        end = start + int.from_bytes(body[start : start + 2], "big")
         if marker in SOF:
             frame = (marker, *struct.unpack_from(">HHB", body, start + 3))
             sampling = body[start + 8 : start + 8 + 3 * frame[3]]
-        position = start if marker in ALONE else start + int.from_bytes(body[start : start + 2], "big")
+        elif marker == APP1 and not exif and body.startswith(EXIF_MARK, start + 2):
+            exif = body[start + 2 : end]
+        position = start if marker in ALONE else end
     if frame is None:
         raise PictureError(Reason.CORRUPT, "a JPEG without a frame header")
-    kind, height, width, components = frame
-    if kind in ONE_PASS and body[start + 2] == components:
+    return JpegSegments(frame, sampling, exif, start)
+
+
+def read_jpeg_header(body: bytes, *, parts_max: int, scans_max: int) -> JpegHeader:
+    """Walk to the first scan and, where the decoder keeps the whole image, from scan to scan.
+
+    Counting stops behind ``scans_max``. Raises what ``read_jpeg_segments`` does.
+    """
+    segments = read_jpeg_segments(body, parts_max=parts_max)
+    kind, height, width, components = segments.frame
+    if kind in ONE_PASS and body[segments.scan + 2] == components:
         return JpegHeader(width, height, 1, 0)
-    scans = _count_scans(body, start, scans_max)
-    return JpegHeader(width, height, scans, _coefficient_bytes(width, height, sampling))
+    scans = _count_scans(body, segments.scan, scans_max)
+    return JpegHeader(width, height, scans, _coefficient_bytes(width, height, segments.sampling))
 
 
 def _next_marker(pattern: re.Pattern[bytes], body: bytes, position: int) -> tuple[int, int]:
