@@ -10,22 +10,19 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from models.candidates import pack_candidates
 from models.credits import grant
 from models.database import transaction
 from models.ending import drain_cancelled
 from models.job_lifecycle import cancel_job, unblock_jobs
-from models.outcomes import Candidate
 from models.queueing import Message
 from models.retrying import TRANSIENT_FAILURES, retry_chunks
 from models.settings import Settings, read_settings
 from scheduler.progress import find_job
 from tests.support.crawling import (
-    NewJob,
     balance_of,
     change,
     check_books,
-    new_job,
+    job_of,
     query,
     queue_ready,
     read_chunk,
@@ -68,14 +65,6 @@ def child(settings):
     opened = Child(settings)
     yield opened
     opened.close()
-
-
-def job_of(engine, urls: list[str], store_url: str, *, balance: int = 1000) -> NewJob:
-    """A job of one chunk with these URLs."""
-    job = new_job(engine, [len(urls)], balance=balance, source_kind="url_list", store_url=store_url)
-    packed = pack_candidates([Candidate(place, url, place + 1) for place, url in enumerate(urls)])
-    change(engine, "UPDATE job_chunks SET candidates = :packed", packed=packed)
-    return job
 
 
 def crawl(child: Child, engine) -> int:

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 import pytest
 from sqlalchemy import Engine
 
-from models.candidates import pack_candidates
 from models.database import transaction
-from models.outcomes import Candidate
 from models.retrying import TRANSIENT_FAILURES, retry_chunks
 from models.settings import read_settings
 from tests.support.crawling import (
@@ -16,12 +14,12 @@ from tests.support.crawling import (
     balance_of,
     change,
     check_books,
-    new_job,
     query,
     queue_ready,
     read_chunk,
     read_job,
 )
+from tests.support.crawling import job_of as job_of_urls
 from tests.support.hostile_server import Server, by_path, response, serve
 from tests.support.site import picture
 from worker import cluster_memory, opt_outs, site_files
@@ -60,11 +58,7 @@ def child(database_url, redis_url, tmp_path):
 
 def job_of(engine: Engine, server: Server, paths: Sequence[str], store_url: str) -> NewJob:
     """A job of one chunk with these paths of a site."""
-    job = new_job(engine, [len(paths)], balance=1000, source_kind="url_list", store_url=store_url)
-    urls = [f"{server.origin}{path}" for path in paths]
-    packed = pack_candidates([Candidate(place, url, place + 1) for place, url in enumerate(urls)])
-    change(engine, "UPDATE job_chunks SET candidates = :packed", packed=packed)
-    return job
+    return job_of_urls(engine, [f"{server.origin}{path}" for path in paths], store_url)
 
 
 async def crawl(child: Child, engine: Engine) -> None:

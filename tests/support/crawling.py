@@ -105,6 +105,14 @@ def new_job(
     return created
 
 
+def job_of(engine: Engine, urls: Sequence[str], store_url: str, *, balance: int = 1000) -> NewJob:
+    """A job of one chunk with these URLs, the only one of its database."""
+    job = new_job(engine, [len(urls)], balance=balance, source_kind="url_list", store_url=store_url)
+    packed = pack_candidates([Candidate(place, url, place + 1) for place, url in enumerate(urls)])
+    change(engine, "UPDATE job_chunks SET candidates = :packed", packed=packed)
+    return job
+
+
 def queue_ready(engine: Engine, limit: int = 16) -> list[Message]:
     """pending → queued with a hold, for as many chunks as the owners can pay."""
     with transaction(engine) as session:
