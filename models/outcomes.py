@@ -89,7 +89,7 @@ class Candidate:
 class Accepted:
     """A stored image. ``sha256`` is 32 bytes; ``perceptual_hash`` a signed 64-bit integer; sizes in bytes and
     pixels; ``storage_url`` names the object that is already in the store. None: its job's verification does not
-    look at it. ``attempts`` and ``elapsed_ms`` are of its transfers, see worker/fetch.py.
+    look at it. ``attempts`` and ``elapsed_ms`` are of its transfers, see worker/visit.py.
     """
 
     position: int

@@ -11,13 +11,14 @@ from models.outcomes import Accepted, Candidate, Outcome, Reason, Refused
 from models.settings import Settings
 from worker.child import Child
 from worker.errors import AddressError, CandidateError, PictureError, TransferError
-from worker.fetch import Fetched, Visit, admit, step
+from worker.fetch import Fetched, admit, step
 from worker.helper import HelperError
+from worker.host import Host, Turn
 from worker.opt_outs import Heed, OptOuts
 from worker.picture import Picture
-from worker.politeness import Host, Turn
 from worker.store import Store, StoreError
 from worker.transport import GuardedTransport
+from worker.visit import Visit
 from worker.watchdog import Work
 
 SERVICE_UNAVAILABLE = 503

@@ -32,15 +32,15 @@ from models.settings import Settings
 from worker.candidate import Fetcher, PlainFetcher, begin_visit, closed_host, crawl_visit
 from worker.careful import CarefulDecoder, PlainDecoder, careful_seconds_max
 from worker.child import Child, leave_at_once
-from worker.fetch import BACKOFF_SECONDS_MAX, Visit
 from worker.helper import START_SECONDS_MAX, HelperError
+from worker.host import Host, Turn
 from worker.idleness import Idleness
 from worker.opt_outs import ADMIT_SECONDS_MAX
-from worker.politeness import Host, Turn
 from worker.presence import leaving
 from worker.quarantine import ANSWER_SECONDS_MAX, QUARANTINE_LOSSES, Quarantine
 from worker.store import Store, StoreError
 from worker.transfers import Transfers
+from worker.visit import BACKOFF_SECONDS_MAX, Visit
 from worker.watchdog import Work
 from worker.writing import LostChunkError, commit, lost, persist, start
 

@@ -26,7 +26,7 @@ from models.settings import Settings, read_settings
 from worker.address import ParsedURL, parse_url
 from worker.body import SHARED_BYTES
 from worker.errors import CandidateError, PictureError
-from worker.fetch import Fetched, Visit, admit, step
+from worker.fetch import Fetched, admit, step
 from worker.helper import (
     OUTLIVED_SECONDS,
     OWN_BYTES,
@@ -42,6 +42,7 @@ from worker.helper import (
 from worker.opt_outs import ADMIT_SECONDS_MAX, Heed, OptOuts
 from worker.shared import open_redis
 from worker.transport import GuardedTransport
+from worker.visit import Visit
 
 QUARANTINE_LOSSES = 2
 """After so many lost leases in a row without an outcome, careful mode included, a chunk is run in quarantine."""

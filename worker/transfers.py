@@ -12,8 +12,9 @@ from itertools import count
 from typing import Protocol
 
 from models.outcomes import Candidate, Outcome
-from worker.fetch import Visit
-from worker.politeness import Host, Politeness, Turn
+from worker.host import Host, Turn
+from worker.politeness import Politeness
+from worker.visit import Visit
 
 
 class Crawler(Protocol):

@@ -29,10 +29,11 @@ from models.workers import live_slots
 from scheduler.broker import Broker
 from scheduler.dispatch import dispatch
 from scheduler.leader import Leader
-from worker.fetch import Visit, step
+from worker.fetch import step
 from worker.picture import inspect
 from worker.store import open_store
 from worker.transport import GuardedTransport
+from worker.visit import Visit
 from worker.writing import commit, start
 
 CONNECTIONS = 64

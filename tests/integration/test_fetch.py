@@ -26,7 +26,8 @@ from tests.support.hostile_server import (
 )
 from worker.body import BodyMemory
 from worker.errors import AddressError, TransferError
-from worker.fetch import ACCEPT, REASONS, REFUSALS_MAX, Hooks, Visit
+from worker.fetch import ACCEPT, REASONS, Hooks
+from worker.visit import REFUSALS_MAX, Visit
 
 
 @in_loop

@@ -29,11 +29,12 @@ from worker.address import parse_url
 from worker.body import SHARED_BYTES
 from worker.cluster_memory import Cluster, OriginMemory, Record
 from worker.errors import AddressError, CandidateError, OptOutError, TransferError
-from worker.fetch import Visit, admit, step
+from worker.fetch import admit, step
 from worker.opt_outs import OptOuts
 from worker.robots import FILE_BYTES_MAX
 from worker.shared import close_redis, open_redis
 from worker.transport import GuardedTransport
+from worker.visit import Visit
 
 ROBOTS, TDMREP = "/robots.txt", "/.well-known/tdmrep.json"
 PRIVATE = response(b"User-agent: *\nCrawl-delay: 3\nDisallow: /private/\n")

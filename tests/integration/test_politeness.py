@@ -14,10 +14,11 @@ from models.settings import Settings, read_settings
 from tests.support.hostile_server import in_loop
 from worker import politeness as rules
 from worker.body import BodyMemory
-from worker.fetch import Visit
-from worker.politeness import Host, Politeness, Turn
+from worker.host import Host, Turn
+from worker.politeness import Politeness
 from worker.shared import close_redis, open_redis
 from worker.transfers import Transfers
+from worker.visit import Visit
 
 MEMORY = BodyMemory(1)
 numbers = itertools.count()

@@ -9,8 +9,9 @@ import pytest
 from models.outcomes import Candidate
 from tests.support.hostile_server import loopback_settings
 from worker.errors import CandidateError
-from worker.fetch import NO_HOOKS, Visit, admit, step
+from worker.fetch import NO_HOOKS, admit, step
 from worker.transport import GuardedTransport
+from worker.visit import Visit
 
 PIXELS = bytes(range(256)) * 40
 

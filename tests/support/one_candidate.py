@@ -5,9 +5,9 @@ import asyncio
 from models.outcomes import Candidate, Outcome
 from worker.candidate import Decoder, PlainFetcher, begin_visit, crawl_visit
 from worker.child import Child
-from worker.fetch import Visit
-from worker.politeness import Host
+from worker.host import Host
 from worker.store import Store
+from worker.visit import Visit
 
 
 async def crawl_candidate(child: Child, store: Store, candidate: Candidate, decoder: Decoder) -> Outcome:

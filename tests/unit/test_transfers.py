@@ -11,9 +11,10 @@ from redis.asyncio import Redis
 from models.outcomes import Candidate, Outcome, Reason, Refused
 from models.settings import read_settings
 from worker.body import BodyMemory
-from worker.fetch import Visit
-from worker.politeness import Host, Politeness, Turn
+from worker.host import Host, Turn
+from worker.politeness import Politeness
 from worker.transfers import Transfers
+from worker.visit import Visit
 
 MEMORY = BodyMemory(1)
 CANDIDATES = [Candidate(place, f"http://images.test/{place}", place + 1) for place in range(20)]
