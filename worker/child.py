@@ -4,6 +4,7 @@ import asyncio
 import os
 import random
 import socket
+import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -18,23 +19,28 @@ from worker.helper import leave_with_parent
 from worker.memory import give_large_blocks_back
 from worker.opt_outs import OptOuts
 from worker.politeness import Politeness
-from worker.presence import leaving
+from worker.presence import leaving, tell_aside
 from worker.shared import close_redis, open_redis
 from worker.store import Store, open_store
 from worker.transport import GuardedTransport
 from worker.watchdog import Watchdog, Work
 
 REST_SECONDS = 0.05
+ASIDE_MAX = 8
+"""Chunks of which only stragglers are left, at most, beside the one that a child crawls."""
+CLOSE_SECONDS_MAX = 5.0
+"""How long a child that ends waits for such chunks to be handed back."""
 
 Result = TypeVar("Result")
 
 
 class Child:
-    """One process that crawls one chunk at a time, with hundreds of transfers at once.
+    """One process that crawls one chunk after another, with hundreds of transfers at once; those of which only
+    stragglers are left go on ``aside``.
 
-    The database has one thread and one connection; pictures are decoded and stored in a second thread; a
-    third is for what may take long, and a fourth looks after the lease, whatever the others wait for. The
-    watchdog knows what a thread may hang in.
+    The event loop has a thread, so that it runs while the pool waits for a message, too. The database has one
+    thread and one connection; pictures are decoded and stored in another; one is for what may take long, and one
+    looks after leases, whatever the others wait for. The watchdog knows what a thread may hang in.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -43,6 +49,9 @@ class Child:
         self.random = random.Random()
         self.engine = make_engine(settings.sqlalchemy_url, application_name="pixtrawl worker")
         self.loop = asyncio.new_event_loop()
+        self.closing = False
+        """Whether what goes on aside is to be handed back."""
+        self.aside_chunks: set[asyncio.Task[None]] = set()
         self.stores: dict[str, Store] = {}
         self.watchdog = Watchdog()
         self._decoder = ThreadPoolExecutor(1, thread_name_prefix="decoder")
@@ -51,6 +60,9 @@ class Child:
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="lease")
         leave_with_parent()
         give_large_blocks_back()
+        tell_aside(0)
+        self._thread = threading.Thread(target=self.loop.run_forever, name="loop", daemon=True)
+        self._thread.start()
 
     @cached_property
     def transport(self) -> GuardedTransport:
@@ -86,8 +98,23 @@ class Child:
         return self.watchdog.timing(Work.STORE, self.settings.store_seconds_max)
 
     def run(self, crawl: Coroutine[Any, Any, None]) -> None:
-        """Run one chunk to its end on this child's loop."""
-        self.loop.run_until_complete(crawl)
+        """Run something to its end on this child's loop."""
+        call = asyncio.run_coroutine_threadsafe(crawl, self.loop)
+        try:
+            call.result()
+        except BaseException:
+            call.cancel()
+            raise
+
+    def go_on_aside(self, chunk: asyncio.Task[None]) -> None:
+        """Let a chunk go on by itself, beside the next one."""
+        self.aside_chunks.add(chunk)
+        chunk.add_done_callback(self._end_aside)
+        tell_aside(len(self.aside_chunks))
+
+    def _end_aside(self, chunk: asyncio.Task[None]) -> None:
+        self.aside_chunks.discard(chunk)
+        tell_aside(len(self.aside_chunks))
 
     async def in_database(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Call ``function`` in the database thread: the loop goes on meanwhile."""
@@ -125,19 +152,29 @@ class Child:
             await asyncio.sleep(REST_SECONDS)
 
     def close(self) -> None:
-        """Close everything. The child ends afterwards, at once if a thread is still occupied."""
-        if "opt_outs" in self.__dict__:
-            self.loop.run_until_complete(self.opt_outs.close())
-        if "transport" in self.__dict__:
-            self.loop.run_until_complete(self.transport.aclose())
-        if "redis" in self.__dict__:
-            self.loop.run_until_complete(close_redis(self.redis))
+        """Hand back what goes on aside and close everything. The child ends afterwards, at once if a thread is
+        still occupied.
+        """
+        self.closing = True
+        self.run(self._close())
         if self.watchdog.running():
             leave_at_once(0)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
         for thread in (self._decoder, self._database, self._aside, self._beside):
             thread.shutdown()
         self.engine.dispose()
         self.loop.close()
+
+    async def _close(self) -> None:
+        if self.aside_chunks:
+            await asyncio.wait(self.aside_chunks, timeout=CLOSE_SECONDS_MAX)
+        if "opt_outs" in self.__dict__:
+            await self.opt_outs.close()
+        if "transport" in self.__dict__:
+            await self.transport.aclose()
+        if "redis" in self.__dict__:
+            await close_redis(self.redis)
 
 
 def leave_at_once(code: int = 1) -> NoReturn:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import structlog
 
@@ -31,10 +30,11 @@ from models.recording import Tally
 from models.settings import Settings
 from worker.candidate import Fetcher, PlainFetcher, begin_visit, closed_host, crawl_visit
 from worker.careful import CarefulDecoder, PlainDecoder, careful_seconds_max
-from worker.child import Child, leave_at_once
+from worker.child import ASIDE_MAX, Child, leave_at_once
+from worker.endings import end_tasks
 from worker.helper import START_SECONDS_MAX, HelperError
 from worker.host import Host, Turn
-from worker.idleness import Idleness
+from worker.idleness import Idleness, Tail
 from worker.opt_outs import ADMIT_SECONDS_MAX
 from worker.presence import leaving
 from worker.quarantine import ANSWER_SECONDS_MAX, QUARANTINE_LOSSES, Quarantine
@@ -47,7 +47,6 @@ from worker.writing import LostChunkError, commit, lost, persist, start
 LOOK_SECONDS = 0.5
 """How often a worker looks after its lease, and whether its job was cancelled."""
 TICK_SECONDS = 0.2
-CANCEL_SECONDS = 0.5
 STOP_SECONDS_MAX = 0.5
 """How long a chunk that is cancelled or handed back waits for the picture that is being decoded and stored."""
 CHECKPOINT_OUTCOMES = 500
@@ -61,14 +60,36 @@ log = structlog.get_logger()
 
 
 async def crawl_chunk(child: Child, chunk_id: int, attempt: int) -> None:
-    """Take the chunk if this attempt is still wanted, give every candidate one outcome, settle."""
+    """Take the chunk if this attempt is still wanted, give every candidate one outcome, settle.
+
+    Returns before that when only stragglers are left and others wait for a child: they go on aside.
+    """
+    aside = asyncio.Event()
+    whole = asyncio.ensure_future(crawl_wholly(child, chunk_id, attempt, aside))
+    stepping = asyncio.ensure_future(aside.wait())
+    try:
+        await asyncio.wait((whole, stepping), return_when=asyncio.FIRST_COMPLETED)
+    except asyncio.CancelledError:
+        await end_tasks([whole])
+        raise
+    finally:
+        stepping.cancel()
+    if whole.done():
+        whole.result()
+    else:
+        child.go_on_aside(whole)
+    await child.rest()
+
+
+async def crawl_wholly(child: Child, chunk_id: int, attempt: int, aside: asyncio.Event) -> None:
+    """Every step of a chunk's attempt; ``aside`` is set when the next chunk may begin beside it."""
     chunk = await child.in_database(
         start, child.engine, chunk_id, attempt, child.name, child.settings.lease_seconds
     )
     if chunk is None:
         log.info("chunk_not_wanted", chunk=chunk_id, attempt=attempt)
         return
-    run = ChunkRun(child, chunk)
+    run = ChunkRun(child, chunk, aside)
     try:
         await run.run()
     except LostChunkError as error:
@@ -87,7 +108,6 @@ async def crawl_chunk(child: Child, chunk_id: int, attempt: int) -> None:
     except Exception:
         log.exception("chunk_broke_off", chunk=chunk_id, attempt=attempt)
         await run.leave(give_up_chunk)
-    await child.rest()
 
 
 park = partial(hand_back_chunk, outcomes=(), available_in_seconds=AWAY_SECONDS)
@@ -114,17 +134,6 @@ def silence_seconds_max(settings: Settings) -> float:
     )
 
 
-async def end_tasks(tasks: Iterable[asyncio.Future[Any]]) -> None:
-    """Cancel tasks until they are over, and again: a client's own time limit that runs out in the same moment may
-    take a cancellation for itself, as redis-py's once did.
-    """
-    pending = set(tasks)
-    while pending:
-        for task in pending:
-            task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=CANCEL_SECONDS)
-
-
 class ChunkRun:
     """One attempt of one chunk. Holds the fence, which moves on with each commit.
 
@@ -134,9 +143,10 @@ class ChunkRun:
     and its outcome committed before the next one begins.
     """
 
-    def __init__(self, child: Child, chunk: StartedChunk) -> None:
+    def __init__(self, child: Child, chunk: StartedChunk, aside: asyncio.Event) -> None:
         self.child = child
         self.chunk = chunk
+        self.aside = aside
         self.fence: Fence = chunk.fence
         self.cancelled = self.committing = self.ending = False
         self.decoder = (CarefulDecoder if chunk.retry_count else PlainDecoder)(
@@ -149,6 +159,7 @@ class ChunkRun:
         at_once = 1 if self.quarantine else child.settings.transfers
         self.transfers = Transfers(chunk.candidates, self, child.politeness, at_once)
         self.idleness = Idleness()
+        self.tail = Tail()
 
     def make_fetcher(self) -> Fetcher:
         """Who asks owners and hosts."""
@@ -162,12 +173,11 @@ class ChunkRun:
         """Crawl, look after the lease and watch for what hangs, all at once, to the end or to the first reason to
         stop before. Raises LostChunkError, StuckError, StoreError or HelperError.
         """
-        crawl = asyncio.ensure_future(self.crawl())
-        others = (self.keep_lease(), self.guard(), self.child.politeness.keep())
-        tasks = [crawl, *(asyncio.ensure_future(other) for other in others)]
+        tasks = [asyncio.ensure_future(task) for task in (self.crawl(), self.keep_lease(), self.guard())]
+        keeper = self.child.politeness.join(self.transfers.wake)
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in tasks:
+            await asyncio.wait((*tasks, keeper), return_when=asyncio.FIRST_COMPLETED)
+            for task in (*tasks, keeper):
                 if task.done():
                     task.result()
         finally:
@@ -175,7 +185,7 @@ class ChunkRun:
             await self.transfers.stop(STOP_SECONDS_MAX)
             self.decoder.close()
             self.fetcher.close()
-            await self.child.politeness.leave()
+            await self.child.politeness.leave(self.transfers.wake)
 
     async def crawl(self) -> None:
         """Transfer and checkpoint until all is done, or mostly hosts are waited for; then commit the rest."""
@@ -190,6 +200,7 @@ class ChunkRun:
                 next_checkpoint = time.monotonic() + self.child.settings.checkpoint_seconds
             self.transfers.hurry()
             park_seconds = await self.idleness.look(self.transfers, self.others_wait)
+            await self.step_aside()
         await self.transfers.stop(STOP_SECONDS_MAX)
         self.ending = True
         if self.transfers.unresolved and not self.cancelled:
@@ -228,7 +239,7 @@ class ChunkRun:
         """Stop the transfers when the worker leaves. Raises StuckError when nothing can come of waiting."""
         finished, heard = 0, time.monotonic()
         while True:
-            if leaving():
+            if leaving() or self.child.closing:
                 self.transfers.cancel()
             overdue = self.child.watchdog.overdue()
             if overdue:
@@ -239,6 +250,19 @@ class ChunkRun:
             if time.monotonic() - heard > silence_seconds_max(self.child.settings):
                 raise StuckError(f"there was no outcome for {time.monotonic() - heard:.0f} seconds")
             await asyncio.sleep(TICK_SECONDS)
+
+    async def step_aside(self) -> None:
+        """Let the child take its next chunk as soon as only stragglers are left here and another chunk waits.
+
+        One that has lost its worker keeps its child to itself, to the end.
+        """
+        if self.aside.is_set() or self.chunk.retry_count or len(self.child.aside_chunks) >= ASIDE_MAX:
+            return
+        if self.tail.asks(self.transfers) and await self.others_wait():
+            if self.transfers.outcomes:
+                await self.checkpoint()
+            self.aside.set()
+            log.debug("chunk_aside", chunk=self.fence.chunk_id, stragglers=self.transfers.running)
 
     async def others_wait(self) -> bool:
         """Whether any chunk waits for a worker."""

@@ -1,4 +1,4 @@
-"""Whether a chunk mostly waits for its hosts, so that its child is better used for another one."""
+"""Whether a chunk mostly waits, for its hosts or for stragglers, so that another is a better use of its child."""
 
 import time
 from collections.abc import Awaitable, Callable
@@ -11,6 +11,31 @@ BUSY_MIN = 0.5
 """Transfers at once, on average, under which a chunk mostly waits."""
 WEIGHT = 0.04
 LOOK_SECONDS = 2.0
+
+
+STRAGGLERS_MAX = 16
+"""So few transfers leave a child to idle, where hundreds could run."""
+TAIL_SECONDS = 1.0
+
+
+class Tail:
+    """Whether nothing but a few stragglers has been left of a chunk for a while, tick by tick."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._asked_at = 0.0
+
+    def asks(self, transfers: Transfers) -> bool:
+        """Whether it is time to ask whether others wait: after TAIL_SECONDS, and once in LOOK_SECONDS."""
+        now = time.monotonic()
+        if not 0 < transfers.stragglers <= STRAGGLERS_MAX:
+            self._since = None
+            return False
+        self._since = self._since or now
+        if now < max(self._since + TAIL_SECONDS, self._asked_at + LOOK_SECONDS):
+            return False
+        self._asked_at = now
+        return True
 
 
 class Idleness:

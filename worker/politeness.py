@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 
 from models.settings import Settings
 from worker.address import ParsedURL
+from worker.endings import end_tasks
 from worker.host import CLOSED_SECONDS, FAILURES_MAX, HORIZON_SECONDS, LEASE_SECONDS, Host
 from worker.shared import AWAY
 
@@ -40,10 +41,12 @@ log = structlog.get_logger()
 
 
 class Politeness:
-    """The hosts of one child. ``changed`` is called with the names of hosts of which something new is known."""
+    """The hosts of one child, for all its chunks together."""
 
     def __init__(self, settings: Settings, redis: Redis, child: str) -> None:
-        self.changed: Callable[[Iterable[str]], None] = lambda _: None
+        self._heard: list[Callable[[Iterable[str]], None]] = []
+        """What is called with the names of hosts of which something new is known; one for each chunk."""
+        self._keeper: asyncio.Task[None] | None = None
         self._rules = json.dumps(_rules(settings) | {"child": child})
         self._hosts: dict[str, Host] = {}
         self._wanted = asyncio.Event()
@@ -70,8 +73,14 @@ class Politeness:
         if not host.asked_at:
             self._wanted.set()
 
-    async def keep(self) -> None:
-        """Ask and tell, for as long as a chunk runs."""
+    def join(self, heard: Callable[[Iterable[str]], None]) -> asyncio.Task[None]:
+        """A chunk begins: ask and tell in the task that is returned, for as long as any runs."""
+        self._heard.append(heard)
+        if self._keeper is None:
+            self._keeper = asyncio.ensure_future(self._keep())
+        return self._keeper
+
+    async def _keep(self) -> None:
         while True:
             tick = asyncio.get_running_loop().call_later(TICK_SECONDS, self._wanted.set)
             await self._wanted.wait()
@@ -80,8 +89,15 @@ class Politeness:
             now = time.monotonic()
             await self._ask([host for host in self._hosts.values() if host.due(now)])
 
-    async def leave(self) -> None:
-        """Tell what is left to tell and give every slot back; forget all hosts."""
+    async def leave(self, heard: Callable[[Iterable[str]], None]) -> None:
+        """A chunk ends. After the last, tell what is left to tell, give every slot back, forget all hosts."""
+        self._heard.remove(heard)
+        if self._heard or self._keeper is None:
+            return
+        keeper, self._keeper = self._keeper, None
+        await end_tasks([keeper])
+        if self._heard:  # Another one began meanwhile: what there is belongs to it now.
+            return
         told = [host for host in self._hosts.values() if host.asked_at]
         for host in told:
             host.waiting = 0
@@ -102,7 +118,8 @@ class Politeness:
             for host in some:
                 if not host.want() and host.news is None:
                     self._hosts.pop(host.name, None)
-            self.changed([host.name for host in some])
+            for heard in tuple(self._heard):
+                heard([host.name for host in some])
 
     async def _ask_redis(self, hosts: Sequence[Host]) -> bool:
         arguments = [self._rules, *(json.dumps(host.report()) for host in hosts)]

@@ -7,6 +7,7 @@ import mmap
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -14,6 +15,7 @@ from typing import Any
 
 import celery.signals
 import structlog
+from billiard.process import current_process
 from celery import bootsteps
 from celery.worker import state
 from sqlalchemy import Engine, TextClause, text
@@ -25,6 +27,9 @@ HEARTBEAT_SECONDS = 3
 REPORT_SECONDS = 0.5
 LEAVING = mmap.mmap(-1, 1)
 """Shared with the pool's children: made before the fork."""
+ASIDE = mmap.mmap(-1, 1024)
+"""For each of the pool's children, how many chunks go on aside in it."""
+CHANGE_SECONDS = 0.2
 
 log = structlog.get_logger()
 
@@ -35,6 +40,11 @@ _told = threading.Event()
 def leaving() -> bool:
     """Whether this worker was asked to stop, or this child by its pool: it hands its chunk back."""
     return LEAVING[0] != 0 or _told.is_set()
+
+
+def tell_aside(chunks: int) -> None:
+    """A child says how many chunks go on aside in it."""
+    ASIDE[getattr(current_process(), "index", 0) % len(ASIDE)] = chunks
 
 
 @contextmanager
@@ -127,13 +137,20 @@ class Heartbeat(bootsteps.StartStopStep):
         row = {"name": name, "version": version("pixtrawl")}
         written = None
         while not self.stopped.is_set():
-            taken, busy = sum(state.total_count.values()), len(state.active_requests)
+            aside = sum(ASIDE[:])
+            # Chunks that go on aside take no child from others: they have slots of their own.
+            taken, busy = sum(state.total_count.values()), len(state.active_requests) + aside
             slots = slots_of(worker)
+            slots += aside if slots else 0
             beat = row | {"slots": slots, "busy": busy, "moved": (taken, busy) != written}
             # A pool that was shrunk to nothing runs nothing: its worker is not there for anybody.
             if slots > 0 and self.write(engine, SEEN, beat):
                 written = taken, busy
-            self.stopped.wait(HEARTBEAT_SECONDS)
+            until = time.monotonic() + HEARTBEAT_SECONDS
+            while (
+                sum(ASIDE[:]) == aside and time.monotonic() < until and not self.stopped.wait(CHANGE_SECONDS)
+            ):
+                pass
         if self.reachable:
             self.write(engine, GONE, row)
 

@@ -70,7 +70,6 @@ class Transfers:
                 self._enqueue(begun)
             else:
                 self._finish(begun)
-        self._politeness.changed = self._wake
         self._pump()
 
     @property
@@ -85,6 +84,13 @@ class Transfers:
     def running(self) -> int:
         """Visits that use a turn now."""
         return len(self._running)
+
+    @property
+    def stragglers(self) -> int:
+        """Visits under way, or to be tried again, when no other waits for its turn; 0 as long as one does."""
+        if any(self._queues.values()):
+            return 0
+        return len(self._running) + sum(isinstance(what, Visit) for _, _, what in self._later)
 
     def hurry(self) -> None:
         """Once no candidate waits for its first turn any more, all that are left are stragglers."""
@@ -128,6 +134,8 @@ class Transfers:
             self.stopping = True
             if self._alarm is not None:
                 self._alarm.cancel()
+            for name, queue in self._queues.items():
+                self._politeness.host(name).waiting -= len(queue)
             for task in self._running:
                 task.cancel()
 
@@ -151,17 +159,20 @@ class Transfers:
         queue = self._queues.setdefault(name, deque())
         (queue.appendleft if first else queue.append)(visit)
         host = self._politeness.host(name)
-        host.waiting = len(queue)
+        host.waiting += 1
         self._politeness.wanted(host)
         self._ready[name] = None
 
-    def _wake(self, names: Iterable[str]) -> None:
+    def wake(self, names: Iterable[str]) -> None:
         """Something new is known of these hosts."""
         self._ready.update(dict.fromkeys(name for name in names if self._queues.get(name)))
         self._pump()
 
     def _pump(self) -> None:
         """Start what may start."""
+        if self.stopping:
+            self._changed.set()
+            return
         now = time.monotonic()
         while self._later and self._later[0][0] <= now:
             what = heapq.heappop(self._later)[2]
@@ -170,7 +181,7 @@ class Transfers:
             else:
                 self._due.remove(what)
                 self._ready[what] = None
-        while self._ready and len(self._running) < self._at_once and not self.stopping:
+        while self._ready and len(self._running) < self._at_once:
             self._try(next(iter(self._ready)), now)
         self._arm()
         self._changed.set()
@@ -193,7 +204,7 @@ class Transfers:
             if wait != 0:
                 return
             self._start(queue.popleft(), host)
-        host.waiting = len(queue)
+        host.waiting -= 1
         if queue:
             self._ready[name] = None
 
@@ -218,7 +229,7 @@ class Transfers:
                 self._again(visit, result)
             else:
                 self._finish(result)
-        self._wake((turn.host_name,))
+        self.wake((turn.host_name,))
 
     def _again(self, visit: Visit, seconds: float) -> None:
         if self.stopping:

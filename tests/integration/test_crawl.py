@@ -32,7 +32,8 @@ from tests.support.poison import PIXELS_MAX
 from tests.support.processes import until
 from tests.support.site import Site
 from worker.child import Child
-from worker.crawl import ChunkRun, crawl_chunk, end_tasks
+from worker.crawl import ChunkRun, crawl_chunk
+from worker.endings import end_tasks
 from worker.store import FolderStore
 from worker.transport import GuardedTransport
 from worker.watchdog import Work

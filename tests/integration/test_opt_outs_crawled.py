@@ -115,7 +115,7 @@ def test_the_refused_are_neither_fetched_nor_charged(engine, child, tmp_path, lo
             (6, "robots", f"{origin}/private/1", None, line | {"agent": "*"}),
         ]
 
-    child.loop.run_until_complete(run())
+    child.run(run())
 
 
 @pytest.mark.parametrize("lost", [0, 2])
@@ -131,7 +131,7 @@ def test_evidence_may_have_any_bytes(engine, child, tmp_path, lost) -> None:
         lines = query(engine, "SELECT reason, evidence->>'line' FROM failures")
         assert lines == [("opt_out", "X-Robots-Tag: noai, ?")]
 
-    child.loop.run_until_complete(run())
+    child.run(run())
 
 
 @pytest.mark.parametrize("lost", [0, 2])
@@ -148,7 +148,7 @@ def test_a_job_ignores_what_both_it_and_the_operator_name(engine, child, tmp_pat
         assert read_job(engine, job.id)["failures"] == {"opt_out": 2, "duplicate": 1}
         assert balance_of(engine, job) == 1000 - 4
 
-    child.loop.run_until_complete(run())
+    child.run(run())
 
 
 def test_a_site_that_could_not_be_asked_is_tried_again(engine, child, tmp_path, monkeypatch) -> None:
@@ -176,4 +176,4 @@ def test_a_site_that_could_not_be_asked_is_tried_again(engine, child, tmp_path, 
             await crawl(child, engine)
         assert (read_job(engine, job.id)["valid_images"], balance_of(engine, job)) == (2, 1000 - 2)
 
-    child.loop.run_until_complete(run())
+    child.run(run())

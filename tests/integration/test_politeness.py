@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
@@ -86,22 +86,26 @@ async def child(settings: Settings, name: str = "one"):
     """One child's politeness, kept."""
     redis = open_redis(settings)
     politeness = Politeness(settings, redis, child=name)
-    keeping = asyncio.ensure_future(politeness.keep())
+    politeness.join(ignore)
     try:
         yield politeness
     finally:
-        keeping.cancel()
-        await asyncio.wait([keeping])
-        await politeness.leave()
+        await politeness.leave(ignore)
         await close_redis(redis)
+
+
+def ignore(_: Iterable[str]) -> None:
+    """Nobody waits for hosts."""
 
 
 async def crawl(politeness: Politeness, candidates, *peers: Peer, seconds: float = 20) -> list[Outcome]:
     """Crawl candidates to their end, or for so long."""
     transfers = Transfers(candidates, Crawl(*peers), politeness, 1000)
+    politeness.join(transfers.wake)
     transfers.start()
     await transfers.wait(seconds)
     await transfers.stop()
+    await politeness.leave(transfers.wake)
     return transfers.take()
 
 

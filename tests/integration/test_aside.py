@@ -1,0 +1,141 @@
+"""Chunks of which only stragglers are left go on aside, while their child crawls the next one."""
+
+import asyncio
+import mmap
+
+import pytest
+
+from models.settings import Settings, read_settings
+from tests.support.crawling import change, check_books, job_of, query, queue_ready, read_chunk, read_job
+from tests.support.fleet import new_crawl
+from tests.support.processes import until
+from tests.support.site import Site
+from worker import presence
+from worker.child import ASIDE_MAX, Child
+from worker.crawl import crawl_chunk
+
+
+@pytest.fixture
+def site():
+    """A site with held pictures."""
+    with Site() as opened:
+        yield opened
+
+
+@pytest.fixture
+def settings(services, database_url, tmp_path) -> Settings:
+    """Settings of a worker on this test's database."""
+    return read_settings(
+        home=tmp_path,
+        database_url=database_url,
+        redis_url=services.redis_url,
+        allowed_networks="127.0.0.0/8",
+        lease_seconds=3,
+        host_transfers=100,
+    )
+
+
+@pytest.fixture
+def child(settings, monkeypatch):
+    """What a pool child has open, in a pool of its own."""
+    monkeypatch.setattr(presence, "ASIDE", mmap.mmap(-1, 8))
+    opened = Child(settings)
+    yield opened
+    opened.close()
+
+
+def queue_pair(engine, site, tmp_path):
+    """A job of two queued chunks, one with a held picture among others, one without; and their messages."""
+    urls = [f"{site.url}/{'held' if number == 5 else 'free'}/{number}" for number in range(11)]
+    job = new_crawl(engine, urls, (tmp_path / "images").as_uri(), chunk_size=6)
+    return job, queue_ready(engine)
+
+
+def crawl(child: Child, message) -> None:
+    """What the task does for a message."""
+    child.run(crawl_chunk(child, message.chunk_id, message.attempt))
+
+
+def test_a_straggler_holds_up_no_child(engine, child, site, tmp_path) -> None:
+    """The child is free for the next chunk, what was done is committed, and the straggler has its outcome in the
+    end: its lease is renewed meanwhile, though the pool has nothing to do.
+    """
+    job, messages = queue_pair(engine, site, tmp_path)
+    crawl(child, messages[0])
+    assert (site.waiting, len(child.aside_chunks), presence.ASIDE[0]) == (1, 1, 1)
+    chunk = read_chunk(engine, messages[0].chunk_id)
+    assert (chunk["status"], chunk["accepted"]) == ("processing", 5)
+    crawl(child, messages[1])
+    assert read_chunk(engine, messages[1].chunk_id)["status"] == "completed"
+    renewed = "SELECT 1 FROM job_chunks WHERE lease_until > :lease + interval '3 s'"
+    until(lambda: query(engine, renewed, lease=chunk["lease_until"]), "a lease that would have run out")
+    site.release()
+    until(lambda: read_chunk(engine, messages[0].chunk_id)["status"] == "completed", "the straggler")
+    assert read_job(engine, job.id)["valid_images"] == 11
+    until(lambda: presence.ASIDE[0] == 0, "nothing aside")
+    check_books(engine)
+
+
+def test_without_another_chunk_the_child_stays(engine, child, site, tmp_path) -> None:
+    """Nobody waits for the child, so it waits for the straggler."""
+    job_of(engine, [f"{site.url}/free/0", f"{site.url}/held/0"], (tmp_path / "images").as_uri())
+    [message] = queue_ready(engine)
+    crawling = asyncio.run_coroutine_threadsafe(
+        crawl_chunk(child, message.chunk_id, message.attempt), child.loop
+    )
+    until(
+        lambda: site.waiting and query(engine, "SELECT 1 FROM job_chunks WHERE accepted = 1"), "a checkpoint"
+    )
+    assert not crawling.done()
+    assert not child.aside_chunks
+    site.release()
+    crawling.result(20)
+    assert read_chunk(engine, message.chunk_id)["accepted"] == 2
+
+
+def test_what_is_aside_is_handed_back_by_a_child_that_ends(
+    engine, settings, site, tmp_path, monkeypatch
+) -> None:
+    """Its outcomes stay, no lease is lost, and another child goes on with the straggler."""
+    monkeypatch.setattr(presence, "ASIDE", mmap.mmap(-1, 8))
+    _, messages = queue_pair(engine, site, tmp_path)
+    leaving = Child(settings)
+    crawl(leaving, messages[0])
+    assert leaving.aside_chunks
+    leaving.close()
+    chunk = read_chunk(engine, messages[0].chunk_id)
+    assert (chunk["status"], chunk["accepted"], chunk["retry_count"]) == ("pending", 5, 0)
+    site.release()
+    other = Child(settings)
+    [message] = queue_ready(engine)
+    crawl(other, message)
+    other.close()
+    assert read_chunk(engine, messages[0].chunk_id)["accepted"] == 6
+
+
+def test_a_chunk_that_lost_its_worker_keeps_its_child(engine, child, site, tmp_path) -> None:
+    """What killed one worker must not take other chunks with it."""
+    _, messages = queue_pair(engine, site, tmp_path)
+    change(engine, "UPDATE job_chunks SET retry_count = 1")
+    crawling = asyncio.run_coroutine_threadsafe(
+        crawl_chunk(child, messages[0].chunk_id, messages[0].attempt), child.loop
+    )
+    done = "SELECT 1 FROM job_chunks WHERE accepted = 5 AND status = 'processing'"
+    until(lambda: site.waiting and query(engine, done), "a straggler")
+    assert not child.aside_chunks
+    site.release()
+    crawling.result(20)
+
+
+def test_no_more_go_aside_than_a_child_can_look_after(child) -> None:
+    """The number is counted where the parent reads it."""
+
+    async def wait() -> None:
+        tasks = [asyncio.ensure_future(asyncio.sleep(0)) for _ in range(ASIDE_MAX)]
+        for task in tasks:
+            child.go_on_aside(task)
+        assert presence.ASIDE[0] == ASIDE_MAX
+        await asyncio.gather(*tasks)
+
+    child.run(wait())
+    until(lambda: presence.ASIDE[0] == 0, "nothing aside")
