@@ -72,7 +72,7 @@ def run_all(chosen: Sequence[Fault], options: argparse.Namespace) -> Iterator[Re
             while waiting and time.monotonic() < deadline:
                 number, fault = waiting.pop()
                 brief = options.short or options.minutes
-                times = options.times or (fault.short if brief else fault.full)
+                times = options.times or (1 if brief else fault.full)
                 result = run(system, fault, options.seed + number, times)
                 system.failed = not result.good
                 yield result

@@ -20,7 +20,7 @@ class BrokenPromiseError(Exception):
 class Fault:
     """One way to break things. ``inject`` does it once and undoes what does not heal by itself.
 
-    It is injected ``full`` times by ``make chaos`` and ``short`` times by ``make test``, at random moments while
+    It is injected ``full`` times by ``make chaos`` and once by ``make test``, at random moments while
     work goes on, at most ``gap_seconds`` apart. ``poison`` candidates that no decoder survives are in the first
     list. All must have ended ``deadline_seconds`` after the last injection.
     """
@@ -30,7 +30,6 @@ class Fault:
     sentence: str
     inject: Inject
     full: int
-    short: int
     gap_seconds: float
     poison: int
     deadline_seconds: float
@@ -40,7 +39,7 @@ FAULTS: dict[str, Fault] = {}
 
 
 def fault(
-    *, full: int, short: int = 1, gap_seconds: float = 0.5, poison: int = 0, deadline_seconds: float = 90
+    *, full: int, gap_seconds: float = 0.5, poison: int = 0, deadline_seconds: float = 90
 ) -> Callable[[Inject], Inject]:
     """Register a function as a fault: its name and its docstring's first line are those of the fault."""
 
@@ -48,7 +47,7 @@ def fault(
         name = inject.__name__
         noun = inject.__module__.rpartition(".")[2]
         sentence = (inject.__doc__ or "").strip().partition("\n")[0]
-        FAULTS[name] = Fault(name, noun, sentence, inject, full, short, gap_seconds, poison, deadline_seconds)
+        FAULTS[name] = Fault(name, noun, sentence, inject, full, gap_seconds, poison, deadline_seconds)
         return inject
 
     return register

@@ -42,19 +42,18 @@ def run(system: System, fault: Fault, seed: int, times: int) -> Result:
 
 
 def run_short(system: System, noun: str, faults: Sequence[Fault], seed: int) -> Result:
-    """The same for several faults of one noun, each as often as it is in short, with one end check for all."""
+    """The same for several faults of one noun, each once, with one end check for all."""
     whole = Fault(
         name=noun,
         noun=noun,
         sentence=f"Every fault of {noun}, one after another.",
         inject=lambda *_: None,
         full=1,
-        short=sum(fault.short for fault in faults),
         gap_seconds=0,
         poison=max(fault.poison for fault in faults),
         deadline_seconds=max(fault.deadline_seconds for fault in faults),
     )
-    return run_in_turn(system, whole, [fault for fault in faults for _ in range(fault.short)], seed)
+    return run_in_turn(system, whole, faults, seed)
 
 
 def run_in_turn(system: System, whole: Fault, faults: Sequence[Fault], seed: int) -> Result:

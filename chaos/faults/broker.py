@@ -37,7 +37,7 @@ def _wait_for_messages(client: Any) -> set[tuple[bytes, bytes]]:
     return until(lambda: set(_messages(client)), "a message that waits")
 
 
-@fault(full=50, short=2)
+@fault(full=50)
 def lose_messages(system: System, _chance: random.Random) -> None:
     """Every message that waits is lost."""
     with _client(system) as client:

@@ -62,7 +62,7 @@ def _ended(connection: Connection) -> bool:
     return False
 
 
-@fault(full=60, short=2)
+@fault(full=60)
 def terminate_sessions_at_a_statement(system: System, chance: random.Random) -> None:
     """pg_terminate_backend of a worker's or the scheduler's sessions at any one of their statements."""
     who = chance.choice([WORKER, SCHEDULER])
@@ -72,7 +72,7 @@ def terminate_sessions_at_a_statement(system: System, chance: random.Random) -> 
         _terminate(system, who)
 
 
-@fault(full=40, short=2)
+@fault(full=40)
 def terminate_sessions_during_commit(system: System, chance: random.Random) -> None:
     """pg_terminate_backend while a COMMIT waits for the disk, which is made to last a tenth of a second."""
     who = chance.choice([WORKER, SCHEDULER])
@@ -95,13 +95,13 @@ def _configure(system: System, **settings: int | None) -> None:
         connection.exec_driver_sql("SELECT pg_reload_conf()")
 
 
-@fault(full=60, short=3)
+@fault(full=60)
 def cut_after_commit_was_sent(system: System, chance: random.Random) -> None:
     """A connection is cut when its COMMIT succeeded, before the client reads so."""
     _cut_at_commit(system, chance, answered=True)
 
 
-@fault(full=60, short=3)
+@fault(full=60)
 def cut_before_commit_arrives(system: System, chance: random.Random) -> None:
     """A connection is cut when its COMMIT was sent, before the server reads it."""
     _cut_at_commit(system, chance, answered=False)

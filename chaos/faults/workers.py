@@ -25,7 +25,7 @@ LOCK_JOB = text("SELECT FROM crawl_jobs WHERE id = :id FOR UPDATE")
 STUCK = "SELECT FROM job_chunks WHERE retry_count > 0 LIMIT 1"
 
 
-@fault(full=200, short=2, gap_seconds=2)
+@fault(full=200, gap_seconds=2)
 def kill_pool_child(system: System, chance: random.Random) -> None:
     """SIGKILL of a worker's pool child at a random moment, one about every second, whichever was hit before."""
     pid = until(lambda: chance.choice(children(system) or [None]), "a child")

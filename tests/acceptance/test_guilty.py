@@ -18,7 +18,7 @@ from tests.support.site import Site
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
 DEADLY = (7, 23, 41)
-KILLS = 12
+KILLS = 4
 LOST = """UPDATE job_chunks SET retry_count = 1, lease_until = now() - interval '1 s' WHERE status = 'processing'"""
 
 
@@ -61,7 +61,7 @@ def test_three_deadly_candidates_of_fifty_cost_three(engine, services, database_
 
 
 def test_workers_killed_from_outside_convict_nobody(engine, services, database_url, site, tmp_path) -> None:
-    """Twelve times the pool child is killed while its chunk is in quarantine and a picture is asked for: all are
+    """Four times the pool child is killed while its chunk is in quarantine and a picture is asked for: all are
     accepted, and no helper outlives its child.
     """
     with Fleet(tmp_path, database_url, services.redis_url) as fleet:

@@ -501,7 +501,7 @@ def test_the_books_agree_after_any_operations(engine):
     run_state_machine_as_test(
         OnThisDatabase,
         settings=settings(
-            max_examples=12,
+            max_examples=5,
             stateful_step_count=25,
             deadline=None,
             database=None,
