@@ -1,5 +1,6 @@
 """Those who race: Pixtrawl, the floors, img2dataset, Scrapy. Each crawls a race's list and is timed."""
 
+import asyncio
 import json
 import os
 import sys
@@ -9,11 +10,14 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
+from redis.asyncio import Redis
+
 from benchmarks.environment import program
 from benchmarks.race import (
     PROCESSES,
     Contender,
     Race,
+    RunError,
     Timing,
     check_kept,
     expect,
@@ -23,6 +27,8 @@ from benchmarks.race import (
     talking_to,
 )
 from models.outcomes import Verification
+from scheduler.connect import connected
+from worker.shared import close_redis, open_redis
 
 SHARDS_PER_PROCESS = 4
 FILES: Sequence[str] = ()
@@ -66,10 +72,24 @@ def crawl(race: Race, options: Sequence[str], *, polite: bool = False) -> tuple[
         update={"database_url": None, "redis_url": None, "transfers": race.connections}
         | ({} if polite else {"host_transfers": PROCESSES * race.connections})
     )
+    forget_hosts(race)
     command = [sys.executable, "-P", "-m", "scheduler.cli", *arguments, *options]
     output, wall_seconds = finish(race, "pixtrawl", command, trusting(race, settings.environment()))
     job = json.loads(output)
     return job, Timing(job["duration_seconds"], wall_seconds)
+
+
+def forget_hosts(race: Race) -> None:
+    """No run may profit from what an earlier one has learned of the hosts."""
+    with connected(race.settings) as services:
+        redis = open_redis(services)
+        asyncio.run(forget(redis))
+
+
+async def forget(redis: Redis) -> None:
+    """Empty a Redis in which no message waits."""
+    await redis.flushall()
+    await close_redis(redis)
 
 
 def trusting(race: Race, environment: dict[str, str]) -> dict[str, str]:
@@ -146,7 +166,11 @@ def scrapy(race: Race) -> Timing:
         begun = time.monotonic()
         for process in processes:
             say(process, "go")
-        kept = sum(int(hear(process) or 0) for process in processes)
+        words = [hear(process) for process in processes]
         ended = time.monotonic()
+    if not all(word.isdigit() for word in words):
+        last = (race.folder / "scrapy.log").read_text("utf-8", "replace").strip().rpartition("\n")[2]
+        raise RunError(f"Scrapy broke off: {last or 'it said nothing'}")
+    kept = sum(int(word) for word in words)
     check_kept("Scrapy", kept, race)
     return Timing(ended - begun, time.monotonic() - started)

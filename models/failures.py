@@ -26,10 +26,11 @@ FIELDS = (
     "elapsed_ms",
     "chunk",
     "at",
+    "evidence",
 )
 FAILURES = text(f"""
 SELECT position, position_end, url, {FAILURE_AUTHORITY}, reason, http_status, final_url, detail, attempts,
-    elapsed_ms, chunk_id, at
+    elapsed_ms, chunk_id, at, evidence
 FROM failures
 WHERE job_id = :job_id AND position BETWEEN :first AND :last
     AND (CAST(:reasons AS text[]) IS NULL OR reason = ANY(CAST(:reasons AS text[])))

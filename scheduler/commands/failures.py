@@ -106,8 +106,14 @@ def print_csv(pages: Iterable[list[dict[str, Any]]]) -> None:
     """A heading and a line for each row (RFC 4180, with plain line ends)."""
     for page in itertools.chain([[dict(zip(FIELDS, FIELDS, strict=True))]], pages):
         text = io.StringIO()
-        csv.DictWriter(text, FIELDS, lineterminator="\n").writerows(page)
+        rows = (row | {"evidence": cell(row["evidence"])} for row in page)
+        csv.DictWriter(text, FIELDS, lineterminator="\n").writerows(rows)
         click.echo(text.getvalue(), nl=False)
+
+
+def cell(evidence: object) -> object:
+    """What an owner said, as one cell: JSON."""
+    return ENCODE(evidence) if isinstance(evidence, dict) else evidence
 
 
 def print_first(rows: Iterable[Mapping[str, Any]], limit: int) -> None:

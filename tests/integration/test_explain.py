@@ -254,6 +254,21 @@ def test_screens_fit_80_columns(environment, engine, job) -> None:
     )
 
 
+def test_what_an_owner_said_is_listed(environment, engine, job, capsys) -> None:
+    """The evidence of a refusal as an object, and in CSV as JSON in one cell."""
+    said = {"rule": "robots.txt", "line": "Disallow: /é", "line_number": 7}
+    change(
+        engine,
+        "UPDATE failures SET reason = 'robots', evidence = :said WHERE position = 10",
+        said=json.dumps(said),
+    )
+    [row] = printed(capsys, "failures", job.id, "--reason", "robots")
+    assert row["evidence"] == said
+    assert main(["failures", str(job.id), "--reason", "robots", "--csv"]) == 0
+    [cells] = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert json.loads(cells["evidence"]) == said
+
+
 def test_failures_are_listed(environment, job, capsys) -> None:
     """All that is known of each, in order, as JSON with an object a line, as CSV and as a table."""
     assert main(["failures", str(job.id), "--json"]) == 0
@@ -274,6 +289,7 @@ def test_failures_are_listed(environment, job, capsys) -> None:
         "elapsed_ms": 100,
         "chunk": 0,
         "at": "",
+        "evidence": None,
     }
     assert (rows[-1]["position_end"], rows[-1]["url"], rows[-1]["host"]) == (29, None, None)
     assert main(["failures", str(job.id), "--csv"]) == 0
