@@ -11,6 +11,7 @@ from models.leadership import Leadership
 from models.notifications import Notification, NotificationPreference
 from models.people import ActivityLog, APIKey, Profile, UsageMetric
 from models.rules import declare_rules
+from models.seen import SeenKey
 from models.workers import Worker
 
 declare_rules()
@@ -30,6 +31,7 @@ __all__ = [
     "NotificationPreference",
     "Profile",
     "Project",
+    "SeenKey",
     "UsageMetric",
     "Worker",
 ]

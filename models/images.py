@@ -80,8 +80,8 @@ class Image(Base):
         comment="Page that it was found on; NULL: the source is no page"
     )
     provider: Mapped[str | None] = mapped_column(String(50), comment="Service that named it; NULL: none")
-    licence: Mapped[str | None] = mapped_column(comment="As its provider states it; NULL: not stated")
-    creator: Mapped[str | None] = mapped_column(comment="As its provider states it; NULL: not stated")
+    licence: Mapped[str | None] = mapped_column(comment="As its source states it; NULL: not stated")
+    creator: Mapped[str | None] = mapped_column(comment="As its source states it; NULL: not stated")
     fetched_at: Mapped[datetime.datetime | None] = mapped_column(
         comment="When it was stored, by the worker's clock"
     )
@@ -93,6 +93,9 @@ class Image(Base):
     )
     elapsed_ms: Mapped[int | None] = mapped_column(
         comment="Milliseconds of its transfers, redirects included, pauses not; NULL: not recorded"
+    )
+    details: Mapped[dict[str, Any] | None] = mapped_column(
+        "metadata", comment="Whatever else its source says: other columns of a table, …; NULL: nothing"
     )
 
     crawl_job: Mapped["CrawlJob"] = relationship(back_populates="images", lazy="selectin")

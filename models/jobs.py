@@ -72,6 +72,7 @@ class SourceKind(StrEnum):
     """Where candidates come from."""
 
     URL_LIST = "url_list"
+    URL_TABLE = "url_table"
 
 
 class BlockedReason(StrEnum):
@@ -196,7 +197,7 @@ class CrawlJob(Base):
         comment="Percent of candidates with an outcome, or of max_images if more; 100 only when completed"
     )
     total_images: Mapped[Counter] = mapped_column(
-        comment="Candidates known so far; for a list of URLs all of them from the start"
+        comment="Candidates known so far; for lists and tables of URLs all of them from the start"
     )
     downloaded_images: Mapped[Counter] = mapped_column(
         comment="Bodies that arrived whole; of a candidate that was tried again, each"
@@ -229,7 +230,7 @@ class CrawlJob(Base):
     )
     source: Mapped[dict[str, Any]] = mapped_column(
         server_default=EMPTY_OBJECT,
-        comment="What the source needs, by its kind; for url_list the stored object and its files",
+        comment="What the source needs, by its kind; for url_list and url_table the stored object and its files",
     )
     source_step: Mapped[Counter] = mapped_column(
         comment="Moves of the cursor so far, the guard of the next one"
@@ -244,6 +245,9 @@ class CrawlJob(Base):
         String(20),
         server_default=default_word(SourceState.SPLITTING),
         comment="splitting: yields now; open: waits until more are wanted; the others: ended",
+    )
+    source_detail: Mapped[str | None] = mapped_column(
+        comment="Why the source ended, or where it broke off, for people; NULL: nothing to say"
     )
     store_url: Mapped[str | None] = mapped_column(
         comment="Folder of its images, as a URL; NULL: made by another service"
@@ -406,7 +410,7 @@ class JobChunk(Base):
     candidates: Mapped[bytes | None] = mapped_column(
         LargeBinary,
         deferred=True,
-        comment="[[url, line], ...] as JSON, compressed by zlib; NULL: another service's, never dispatched",
+        comment="[[url, line, {more}?], …] as JSON, compressed by zlib; NULL: another service's, never dispatched",
     )
 
     job: Mapped[CrawlJob] = relationship(back_populates="chunks", lazy="selectin")

@@ -7,6 +7,7 @@ import datetime
 from dataclasses import dataclass
 from enum import StrEnum
 
+from models.about import About
 from models.opt_outs import Evidence
 
 
@@ -29,6 +30,7 @@ class Reason(StrEnum):
     TOO_LARGE = "too_large"
     NOT_AN_IMAGE = "not_an_image"
     CORRUPT = "corrupt"
+    MISMATCH = "mismatch"
     TOO_MANY_PIXELS = "too_many_pixels"
     FILTERED = "filtered"
     DUPLICATE = "duplicate"
@@ -78,11 +80,18 @@ class Verification(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One line of a source: its position in the job (from 0), the URL as given, and its line (from 1)."""
+    """One line of a source: its position in the job (from 0), the URL as given, and its line (from 1).
+
+    ``duplicate_of`` is the position of an earlier candidate with the same URL: this one is not fetched. ``digest``
+    (``sha256:…``, ``sha1:…`` or ``md5:…``, hexadecimal in small letters) is what its bytes must have.
+    """
 
     position: int
     url: str
     line: int
+    about: About | None = None
+    duplicate_of: int | None = None
+    digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +118,7 @@ class Accepted:
     http_status: int | None = None
     attempts: int | None = None
     elapsed_ms: int | None = None
+    about: About | None = None
 
 
 @dataclass(frozen=True, slots=True)

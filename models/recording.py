@@ -5,14 +5,17 @@ sha256 order, job, account, usage metrics.
 """
 
 import json
+import math
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from models.about import NAMES, About
 from models.arrays import array
 from models.outcomes import Accepted, Outcome, Reason, Refused
 
@@ -55,13 +58,15 @@ def record_outcomes(session: Session, job_id: int, chunk_id: int, outcomes: Sequ
 INSERT_IMAGES = text("""
 INSERT INTO images (crawl_job_id, chunk_id, position, original_url, filename, storage_url, width, height,
     file_size, format, sha256, perceptual_hash, orientation, final_url, fetched_at, http_status, attempts,
-    elapsed_ms)
+    elapsed_ms, keyword, source_page, provider, licence, creator, metadata)
 SELECT :job_id, :chunk_id, * FROM unnest(
     CAST(:position AS int[]), CAST(:original_url AS text[]), CAST(:filename AS text[]),
     CAST(:storage_url AS text[]), CAST(:width AS int[]), CAST(:height AS int[]), CAST(:file_size AS int[]),
     CAST(:format AS text[]), CAST(:sha256 AS bytea[]), CAST(:perceptual_hash AS bigint[]),
     CAST(:orientation AS smallint[]), CAST(:final_url AS text[]), CAST(:fetched_at AS timestamptz[]),
-    CAST(:http_status AS smallint[]), CAST(:attempts AS smallint[]), CAST(:elapsed_ms AS int[]))
+    CAST(:http_status AS smallint[]), CAST(:attempts AS smallint[]), CAST(:elapsed_ms AS int[]),
+    CAST(:keyword AS text[]), CAST(:source_page AS text[]), CAST(:provider AS text[]), CAST(:licence AS text[]),
+    CAST(:creator AS text[]), CAST(:metadata AS jsonb[]))
 ON CONFLICT DO NOTHING RETURNING position
 """)
 IMAGE_COLUMNS = (
@@ -93,15 +98,40 @@ def insert_images(session: Session, job_id: int, chunk_id: int, images: Iterable
     if not ordered:
         return set()
     columns = {name: array(storable(getattr(image, name)) for image in ordered) for name in IMAGE_COLUMNS}
+    columns |= about_columns([image.about or UNKNOWN for image in ordered])
     rows = session.execute(INSERT_IMAGES, {"job_id": job_id, "chunk_id": chunk_id, **columns})
     return set(rows.scalars())
 
 
-def storable(value: object) -> object:
-    """Text without what PostgreSQL cannot hold: NUL and lone surrogates, which any URL or server may send."""
-    if not isinstance(value, str):
-        return value
-    return value.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+UNKNOWN = About()
+PROVIDER_LENGTH_MAX = 50
+
+
+def about_columns(abouts: Sequence[About]) -> dict[str, str]:
+    """What is known of images besides their bytes, a parameter for each column."""
+    columns = {name: array(storable(getattr(about, name)) for about in abouts) for name in NAMES}
+    columns["provider"] = array(
+        about.provider and storable(about.provider[:PROVIDER_LENGTH_MAX]) for about in abouts
+    )
+    columns["metadata"] = array(
+        json.dumps(storable(about.metadata), allow_nan=False) if about.metadata else None for about in abouts
+    )
+    return columns
+
+
+def storable(value: Any) -> Any:
+    """A value without what PostgreSQL cannot hold: NUL and lone surrogates in text, which any URL or server may
+    send, and in JSON numbers that are none.
+    """
+    if isinstance(value, str):
+        return value.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+    if isinstance(value, Mapping):
+        return {storable(name): storable(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [storable(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 SAME_BYTES = text("""
@@ -170,7 +200,7 @@ def document(failure: Refused) -> str | None:
     """The evidence of a refusal as JSON, of text that jsonb can hold."""
     if failure.evidence is None:
         return None
-    return json.dumps({name: storable(value) for name, value in failure.evidence.document.items()})
+    return json.dumps(storable(failure.evidence.document))
 
 
 Range = tuple[int | None, int, int]

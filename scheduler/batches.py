@@ -20,6 +20,7 @@ TABLES = (
     "job_chunks",
     "images",
     "failures",
+    "seen_keys",
     "crawl_jobs",
     "projects",
     *closing.RECORDS,

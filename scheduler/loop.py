@@ -13,6 +13,7 @@ from models.database import deadlocked, first_line, transient
 from models.job_lifecycle import close_job, folder_of, refresh_task_ids, unblock_jobs
 from models.leadership import finish_round
 from models.reopening import reopen_cut_off_jobs
+from models.seen import forget_seen
 from models.settings import Settings
 from scheduler.averages import Averager
 from scheduler.broker import Broker
@@ -35,6 +36,9 @@ PARTIAL_SECONDS = 5.0
 """A put takes milliseconds: what is still partial after so long was left by a crash."""
 RENEWAL_SECONDS = 6.0
 """So long workers have to renew leases that ran out while they could not."""
+
+FORGET_KEYS = 10_000
+"""Seen keys that are deleted in one second's upkeep: a tenth of a second's work."""
 
 log = structlog.get_logger()
 Result = TypeVar("Result")
@@ -183,6 +187,7 @@ def upkeep(stages: Stages, broker: Broker, patience: Patience) -> None:
     stages.run("unblock", partial(unblock, leader), None)
     stages.run("refresh_task_ids", partial(write_task_ids, leader), None)
     stages.run("publish_again", partial(ring_again, leader, broker), None)
+    stages.run("forget_seen", partial(forget_keys, leader), None)
     stages.run("finish_round", partial(write_round, leader), None)
 
 
@@ -213,6 +218,12 @@ def write_task_ids(leader: Leader) -> None:
     """Bring the Celery ids that jobs show up to date."""
     with leader.transaction() as session:
         refresh_task_ids(session)
+
+
+def forget_keys(leader: Leader) -> None:
+    """Let go of what jobs had seen whose sources have ended, some at a time."""
+    with leader.transaction() as session:
+        forget_seen(session, FORGET_KEYS)
 
 
 def write_round(leader: Leader) -> None:

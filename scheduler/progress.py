@@ -244,6 +244,8 @@ def summary(job: Mapping[str, Any]) -> RenderableType:
     unresolved = job["total_images"] - job["valid_images"] - job["failed_images"]
     if unresolved:
         table.add_row("  no outcome yet", count(unresolved), "")
+    if job["source_detail"]:
+        table.add_row("source", "", job["source_detail"])
     if job["ignored_opt_outs"]:
         table.add_row("opt-outs not obeyed", "", ", ".join(job["ignored_opt_outs"]))
     held = job["credits"]["held"]

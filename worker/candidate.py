@@ -1,6 +1,7 @@
 """One candidate to its one outcome: fetch, inspect, store. Knows nothing of chunks, rows or money."""
 
 import datetime
+import hashlib
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -76,6 +77,9 @@ class PlainFetcher:
 
 def begin_visit(child: Child, candidate: Candidate) -> Visit | Refused:
     """A candidate's way begins, or ends already because of its URL."""
+    if candidate.duplicate_of is not None:
+        detail = f"the same URL as candidate {candidate.duplicate_of}"
+        return Refused(candidate.position, candidate.url, Reason.DUPLICATE, detail)
     try:
         return Visit(candidate, child.transport.memory.lease())
     except AddressError as error:
@@ -149,6 +153,8 @@ def closed_host(visit: Visit, host: Host) -> Outcome:
 def keep(child: Child, store: Store, candidate: Candidate, fetched: Fetched, decoder: Decoder) -> Accepted:
     """Inspect a body and store it, named by its sha256. Raises PictureError or StoreError."""
     try:
+        if candidate.digest is not None:
+            verify(fetched.body, candidate.digest)
         with child.watchdog.timing(Work.DECODE, decoder.seconds_max):
             picture = decoder.inspect(fetched.body)
     except CandidateError as error:
@@ -180,7 +186,16 @@ def keep(child: Child, store: Store, candidate: Candidate, fetched: Fetched, dec
         http_status=fetched.http_status,
         attempts=fetched.attempts,
         elapsed_ms=fetched.elapsed_ms,
+        about=candidate.about,
     )
+
+
+def verify(body: bytes, digest: str) -> None:
+    """Hold a body to the digest that its source gives, ``algorithm:hexadecimal``. Raises PictureError."""
+    algorithm, _, expected = digest.partition(":")
+    found = hashlib.new(algorithm, body, usedforsecurity=False).hexdigest()
+    if found != expected:
+        raise PictureError(Reason.MISMATCH, f"its {algorithm} is {found}, not {expected}")
 
 
 def refusal(candidate: Candidate, error: CandidateError) -> Refused:

@@ -59,4 +59,4 @@ class TransferError(CandidateError):
 
 
 class PictureError(CandidateError):
-    """``not_an_image``, ``corrupt`` or ``too_many_pixels``."""
+    """``not_an_image``, ``corrupt``, ``mismatch`` or ``too_many_pixels``."""

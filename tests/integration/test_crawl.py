@@ -2,6 +2,8 @@
 
 import asyncio
 import datetime
+import hashlib
+import math
 import socket
 import threading
 import time
@@ -10,10 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from models.about import About
+from models.candidates import pack_candidates
 from models.credits import grant
 from models.database import transaction
 from models.ending import drain_cancelled
 from models.job_lifecycle import cancel_job, unblock_jobs
+from models.outcomes import Candidate
 from models.queueing import Message
 from models.retrying import TRANSIENT_FAILURES, retry_chunks
 from models.settings import Settings, read_settings
@@ -30,7 +35,7 @@ from tests.support.crawling import (
 )
 from tests.support.poison import PIXELS_MAX
 from tests.support.processes import until
-from tests.support.site import Site
+from tests.support.site import Site, picture
 from worker.child import Child
 from worker.crawl import ChunkRun, crawl_chunk
 from worker.endings import end_tasks
@@ -86,6 +91,32 @@ def test_a_chunk_is_crawled_to_its_end(engine, child, site, tmp_path) -> None:
     went = "SELECT DISTINCT http_status, attempts, elapsed_ms >= 0 FROM"
     assert query(engine, f"{went} images") == [(200, 1, True)]
     assert query(engine, f"{went} failures ORDER BY 1") == [(404, 1, True), (None, None, None)]
+    check_books(engine)
+
+
+def test_what_is_known_of_a_candidate_is_held_to_and_kept(engine, child, site, tmp_path) -> None:
+    """Other bytes than its digest's are a mismatch, a second URL is not fetched, an image's row says the rest."""
+    urls = [f"{site.url}/free/{number}" for number in range(3)]
+    job = job_of(engine, urls, (tmp_path / "images").as_uri())
+    digest = f"sha1:{hashlib.sha1(picture(0), usedforsecurity=False).hexdigest()}"
+    about = About(
+        "owl", "http://page.test/", "p" * 60, "CC0", "A\0nn", {"caption": "\ud800\0", "ids": [1, math.nan]}
+    )
+    candidates = [
+        Candidate(0, urls[0], 2, about, digest=digest),
+        Candidate(1, urls[1], 3, digest=digest),
+        Candidate(2, urls[0], 4, duplicate_of=0),
+    ]
+    change(engine, "UPDATE job_chunks SET candidates = :packed", packed=pack_candidates(candidates))
+    chunk = read_chunk(engine, crawl(child, engine))
+    assert (chunk["accepted"], read_job(engine, job.id)["failures"]) == (1, {"mismatch": 1, "duplicate": 1})
+    names = "keyword, source_page, provider, licence, creator, metadata"
+    row = ("owl", "http://page.test/", "p" * 50, "CC0", "A\ufffdnn", {"caption": "?\ufffd", "ids": [1, None]})
+    assert query(engine, f"SELECT {names} FROM images") == [row]
+    details = dict(query(engine, "SELECT position, detail FROM failures"))
+    assert details[1].endswith(f", not {digest[5:]}")
+    assert details[2] == "the same URL as candidate 0"
+    assert query(engine, "SELECT attempts FROM failures ORDER BY position") == [(1,), (None,)]
     check_books(engine)
 
 

@@ -25,6 +25,7 @@ from models import (
     NotificationPreference,
     Profile,
     Project,
+    SeenKey,
     UsageMetric,
     Worker,
 )
@@ -59,7 +60,7 @@ COLUMNS = {
         blocked_reason varchar(50)? · dispatched_at timestamptz? · paused_at timestamptz? ·
         cancelled_at timestamptz? · ready_priority smallint? · reprioritized_at timestamptz? ·
         swept_at timestamptz? · deleting_at timestamptz? · ignored_opt_outs jsonb = '[]' ·
-        verification varchar(10) = 'full'
+        verification varchar(10) = 'full' · source_detail text?
     """,
     "job_chunks": """
         id serial · job_id int · chunk_index int · status varchar(20) = 'pending' · priority int = 5 ·
@@ -77,7 +78,8 @@ COLUMNS = {
         +
         chunk_id int? · position int? · sha256 bytea? · perceptual_hash bigint? · orientation smallint? ·
         keyword text? · final_url text? · source_page text? · provider varchar(50)? · licence text? ·
-        creator text? · fetched_at timestamptz? · http_status smallint? · attempts smallint? · elapsed_ms int?
+        creator text? · fetched_at timestamptz? · http_status smallint? · attempts smallint? · elapsed_ms int? ·
+        metadata jsonb?
     """,
     "activity_logs": """
         id serial · user_id uuid? · action text · resource_type varchar(50)? · resource_id varchar(50)? ·
@@ -141,6 +143,10 @@ COLUMNS = {
         name varchar(255) · slots int · version varchar(20) · started_at timestamptz = now() ·
         seen_at timestamptz = now() · busy int = 0 · active_at timestamptz = now()
     """,
+    "seen_keys": """
+        +
+        job_id int · key bytea · position int
+    """,
     "leadership": """
         +
         id smallint = 1 · scheduler varchar(255) · since timestamptz = now() · round_at timestamptz = now()
@@ -150,7 +156,7 @@ WORDS = {
     "profiles.role": "user admin moderator",
     "profiles.user_tier": "FREE PRO ENTERPRISE",
     "projects.status": "active archived deleted",
-    "crawl_jobs.source_kind": "url_list",
+    "crawl_jobs.source_kind": "url_list url_table",
     "crawl_jobs.source_state": "splitting open exhausted satisfied",
     "crawl_jobs.blocked_reason": "out_of_credits monthly_limit",
     "crawl_jobs.verification": "full header none",
@@ -187,6 +193,7 @@ OTHER_CHECKS: dict[str, dict[str, Any]] = {
     "ck_job_chunks_leased": {"status": "'processing'"},
     "ck_job_chunks_lease_holder": {"worker": "'w'"},
     "ck_job_chunks_queued": {"queued_at": "now()", "status": "'completed'"},
+    "ck_seen_keys_key": {"key": r"'\x00'"},
     "ck_images_sha256": {"sha256": r"'\x00'"},
     "ck_failures_range": {"position_end": 1},
     "ck_failures_evidence": {"evidence": "'{}'"},
@@ -217,6 +224,7 @@ INDEXES = (
 FOREIGN_KEYS_BEYOND_THE_SEED = {
     ("Profile", "CreditTransaction"),
     ("CrawlJob", "Failure"),
+    ("CrawlJob", "SeenKey"),
 }
 RELATIONSHIPS = {
     Profile: "projects activity_logs credit_account api_keys notifications notification_preference usage_metrics",
@@ -233,6 +241,7 @@ RELATIONSHIPS = {
     UsageMetric: "user",
     Failure: "",
     Leadership: "",
+    SeenKey: "",
     Worker: "",
 }
 
@@ -392,7 +401,7 @@ def test_relationships_have_their_names_and_are_two_way() -> None:
             assert back.mapper is mapper
 
 
-@pytest.mark.parametrize("model", [ActivityLog, CreditTransaction, Notification])
+@pytest.mark.parametrize("model", [ActivityLog, CreditTransaction, Image, Notification])
 def test_a_column_metadata_has_another_attribute(model: type[Base]) -> None:
     """SQLAlchemy keeps ``metadata`` for itself, so the column of that name is the attribute ``details``."""
     assert inspect(model).columns["details"].name == "metadata"

@@ -110,6 +110,23 @@ def test_values_are_carried_over(empty_database_url: str, connection: Connection
     assert connection.execute(leased).all() == [("processing", "another service")]
 
 
+def test_words_that_the_lower_revision_lacks_are_carried_over(
+    empty_database_url: str, connection: Connection
+) -> None:
+    """Back from 017, a mismatch is corrupt, also where it was counted, and a table is another service's job."""
+    migrate(empty_database_url, "002")
+    connection.execute(text(f"{ROWS_AT_001}; {ROWS_AT['002']}"))
+    migrate(empty_database_url, "017")
+    counted = """UPDATE crawl_jobs SET source_kind = 'url_table',
+        failures = '{"corrupt": 1, "mismatch": 2, "dns": 3}' WHERE id = 1"""
+    failed = "INSERT INTO failures (job_id, position, position_end, reason) VALUES (1, 1, 1, 'mismatch')"
+    connection.execute(text(f"{counted}; {failed}"))
+    downgrade(empty_database_url, "016")
+    assert connection.execute(text("SELECT reason FROM failures")).scalars().all() == ["corrupt"]
+    job = connection.execute(text("SELECT source_kind, failures FROM crawl_jobs WHERE id = 1")).one()
+    assert tuple(job) == (None, {"corrupt": 3, "dns": 3})
+
+
 def test_ten_processes_migrate_at_once(empty_database_url: str, empty: Engine, tmp_path: Path) -> None:
     """All succeed without a word, in a folder whose models.py is not ours."""
     (tmp_path / "models.py").write_text("raise SystemExit('the wrong models')")

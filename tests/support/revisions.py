@@ -63,4 +63,8 @@ UPDATE crawl_jobs SET ignored_opt_outs = '["robots", "tdm"]' WHERE id = 1""",
 UPDATE images SET http_status = 200, attempts = 2, elapsed_ms = 7;
 UPDATE failures SET attempts = 3, elapsed_ms = 9""",
     "015": "UPDATE crawl_jobs SET verification = 'header'",
+    "017": """
+INSERT INTO seen_keys (job_id, key, position) VALUES (5, '\\x00112233445566778899aabbccddeeff', 0);
+UPDATE images SET metadata = '{"caption": "An owl"}', licence = 'CC0';
+UPDATE crawl_jobs SET source_detail = 'urls.csv.gz breaks off' WHERE id = 5""",
 }

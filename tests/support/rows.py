@@ -30,6 +30,7 @@ ROWS = {
     "api_keys": "user_id = {user}, name = 'n', key_hash = 'new', key_prefix = 'p'",
     "usage_metrics": "user_id = {user}, metric_date = '2026-01-02'",
     "workers": "name = 'w', slots = 1, version = '0.1'",
+    "seen_keys": "job_id = {job}, key = uuid_send(gen_random_uuid()), position = 0",
     "leadership": "scheduler = 'h/1'",
 }
 

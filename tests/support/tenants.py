@@ -17,6 +17,7 @@ from models.lifecycle import StartedChunk, checkpoint_chunk, settle_chunk
 from models.members import create_profile
 from models.notifications import NotificationType
 from models.outcomes import Accepted
+from models.seen import mark_seen, url_key
 from models.settings import Settings
 from scheduler.broker import Broker
 from scheduler.enqueue import submit
@@ -31,6 +32,7 @@ TABLES = (
     "job_chunks",
     "images",
     "failures",
+    "seen_keys",
     "crawl_jobs",
     "projects",
     "activity_logs",
@@ -104,6 +106,7 @@ def work(engine: Engine, settings: Settings, broker: Broker, job_id: int, email:
     more = [image(lost, n, f"{email} {job_id} more {n}") for n in range(3)]
     with transaction(engine) as session:
         outcomes = [*images, *(refused(place) for place in (8, 9))]
+        mark_seen(session, job_id, [(url_key(f"http://images.test/{n}"), n) for n in range(3)])
         assert settle_chunk(session, settled.fence, outcomes) is not None
         assert checkpoint_chunk(session, lost.fence, more, LEASE_SECONDS) is not None
     change(
@@ -167,6 +170,7 @@ def rows_of(engine: Engine, tenant: Tenant) -> dict[str, int]:
         "job_chunks": f"job_id {jobs}",
         "images": f"crawl_job_id {jobs}",
         "failures": f"job_id {jobs}",
+        "seen_keys": f"job_id {jobs}",
         "crawl_jobs": project,
         "profiles": "id = :id",
     }

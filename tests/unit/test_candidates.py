@@ -3,16 +3,33 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.about import About
 from models.candidates import pack_candidates, unpack_candidates
 from models.outcomes import Candidate
 
-LINES = st.lists(st.tuples(st.text(), st.integers(min_value=1)))
+TEXT = st.text(st.characters())
+"""Lone surrogates, too."""
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | TEXT, lambda parts: st.lists(parts, max_size=3), max_leaves=5
+)
+WORDS = st.none() | TEXT
+ABOUTS = st.builds(About, WORDS, WORDS, WORDS, WORDS, WORDS, metadata=st.dictionaries(TEXT, JSON, max_size=3))
+KNOWN = ABOUTS.filter(lambda about: about != About())
+ROWS = st.lists(
+    st.tuples(
+        TEXT,
+        st.integers(min_value=1),
+        st.none() | KNOWN,
+        st.none() | st.integers(min_value=0),
+        st.none() | st.just("md5:d41d8cd98f00b204e9800998ecf8427e"),
+    )
+)
 
 
-@given(LINES, st.integers(min_value=0))
-def test_what_is_packed_is_unpacked(lines, start):
-    """Any text at any position comes back as it was, character for character."""
-    candidates = [Candidate(start + index, url, line) for index, (url, line) in enumerate(lines)]
+@given(ROWS, st.integers(min_value=0))
+def test_what_is_packed_is_unpacked(rows, start):
+    """Any text at any position comes back as it was, character for character, with all that is known of it."""
+    candidates = [Candidate(start + index, *row) for index, row in enumerate(rows)]
     assert unpack_candidates(pack_candidates(candidates), start) == candidates
 
 
