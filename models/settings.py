@@ -6,6 +6,7 @@ Nothing else in the project reads ``os.environ``. docs/configuration.md is held 
 import ipaddress
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +21,7 @@ IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 DATABASE_SCHEMES = ("postgresql+psycopg2", "postgresql", "postgres")
 MISSING = '{} is not set: set it, or start `pixtrawl up` and run `eval "$(pixtrawl env)"`.'
 PROXY_URL = re.compile(r"https?://(?:[^\x00-\x20\x7f/?#@]+@)?[^\x00-\x20\x7f/?#@]+/?")
+PROVIDER_PREFIX = "PIXTRAWL_PROVIDER_"
 REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+socket", "sentinel")
 
 
@@ -173,6 +175,20 @@ class Settings(BaseSettings):
         description="Days for which the copy of an input is kept after its job has ended, for a retry.",
     )
 
+    providers: Annotated[Mapping[str, Mapping[str, SecretStr]], NoDecode] = Field(
+        default_factory=lambda: read_providers(os.environ),
+        description="What a keyword provider is given, each field a variable of its own: see below.",
+    )
+
+    @field_validator("providers", mode="before")
+    @classmethod
+    def _providers(cls, value: object) -> object:
+        if isinstance(value, str):
+            raise ValueError(  # noqa: TRY004 - pydantic makes a sentence of no other.
+                "is no setting; there is PIXTRAWL_PROVIDER_<NAME>_<FIELD> for each field"
+            )
+        return value
+
     @field_validator("database_url")
     @classmethod
     def _database_url(cls, value: SecretStr | None) -> SecretStr | None:
@@ -275,8 +291,12 @@ class Settings(BaseSettings):
 
     def environment(self) -> dict[str, str]:
         """Environment that gives a child process exactly these settings."""
-        values = {}
-        for name in type(self).model_fields:
+        values = {
+            f"{PROVIDER_PREFIX}{name.upper()}_{field.upper()}": value.get_secret_value()
+            for name, fields in self.providers.items()
+            for field, value in fields.items()
+        }
+        for name in type(self).model_fields.keys() - {"providers"}:
             value = getattr(self, name)
             if isinstance(value, SecretStr):
                 value = value.get_secret_value()
@@ -285,6 +305,16 @@ class Settings(BaseSettings):
             values[f"PIXTRAWL_{name.upper()}"] = "" if value is None else str(value)
         kept = {key: value for key, value in os.environ.items() if not key.startswith("PIXTRAWL_")}
         return kept | values
+
+
+def read_providers(environ: Mapping[str, str]) -> dict[str, dict[str, SecretStr]]:
+    """Collect PIXTRAWL_PROVIDER_<NAME>_<FIELD> as {name: {field: value}}: a name has no underscore, a field may."""
+    found: dict[str, dict[str, SecretStr]] = {}
+    for variable, value in environ.items():
+        name, _, field = variable.removeprefix(PROVIDER_PREFIX).lower().partition("_")
+        if variable.startswith(PROVIDER_PREFIX) and name and field and value:
+            found.setdefault(name, {})[field] = SecretStr(value)
+    return found
 
 
 def read_ports(text: str) -> tuple[range, ...]:

@@ -55,7 +55,13 @@ MESSAGE_BYTES_MAX = 4 * 1024 * 1024
 WENT = ("redirects", "tries", "wire_bytes", "seconds", "latency_seconds")
 """What a visit has been through, besides its URLs."""
 KEPT = ("transient", "http_status", "final_url", "retry_after_seconds")
-NOT_ITS_BUSINESS = {"database_url": None, "store_url": None, "payment_url": None, "payment_secret": None}
+NOT_ITS_BUSINESS: dict[str, Any] = {
+    "database_url": None,
+    "store_url": None,
+    "payment_url": None,
+    "payment_secret": None,
+    "providers": {},
+}
 
 
 @dataclass(frozen=True, slots=True)

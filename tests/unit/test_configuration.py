@@ -8,7 +8,7 @@ import pytest
 from models.settings import Settings, SettingsError, read_settings
 
 ROOT = Path(__file__).parents[2]
-ROW = re.compile(r"^\| `PIXTRAWL_(\w+)` \| (.*?) \| (.*) \|$", re.MULTILINE)
+ROW = re.compile(r"^\| `PIXTRAWL_([\w<>]+)` \| (.*?) \| (.*) \|$", re.MULTILINE)
 
 
 def test_every_setting_is_documented_as_it_is():
@@ -18,9 +18,10 @@ def test_every_setting_is_documented_as_it_is():
     for name, field in Settings.model_fields.items():
         value = field.get_default(call_default_factory=name != "home", validated_data={})
         default = "the user data folder of the platform" if name == "home" else f"`{value}`"
-        if value in (None, ()):
+        if value in (None, (), {}):
             default = "unset"
-        expected.append((name.upper(), default, field.description))
+        variable = "PROVIDER_<NAME>_<FIELD>" if name == "providers" else name.upper()
+        expected.append((variable, default, field.description))
     assert rows == expected
 
 
@@ -91,14 +92,42 @@ def test_secrets_are_masked():
         database_url="postgresql://u:hunter2@h/d",
         redis_url="redis://:hunter2@h",
         proxy_url="http://me:hunter2@proxy:3128",
+        providers={"flickr": {"key": "hunter2"}},
     )
     assert "hunter2" not in repr(settings)
+
+
+def test_what_a_provider_is_given_has_a_variable_for_each_field(monkeypatch):
+    """The first word names the provider, the rest the field; what is empty was not given."""
+    monkeypatch.setenv("PIXTRAWL_PROVIDER_OPENVERSE_CLIENT_ID", "123")
+    monkeypatch.setenv("PIXTRAWL_PROVIDER_OPENVERSE_CLIENT_SECRET", "")
+    monkeypatch.setenv("PIXTRAWL_PROVIDER_FLICKR_KEY", '{"a": 1}')
+    monkeypatch.setenv("PIXTRAWL_PROVIDER_FLICKR", "no field")
+    given = read_settings().providers
+    assert {
+        name: {field: word.get_secret_value() for field, word in fields.items()}
+        for name, fields in given.items()
+    } == {
+        "openverse": {"client_id": "123"},
+        "flickr": {"key": '{"a": 1}'},
+    }
+
+
+def test_providers_have_no_variable_of_their_own(monkeypatch):
+    """Who sets all providers in one variable is told how each field is set."""
+    monkeypatch.setenv("PIXTRAWL_PROVIDERS", "{}")
+    with pytest.raises(SettingsError, match=r"^PIXTRAWL_PROVIDERS: .*PIXTRAWL_PROVIDER_<NAME>_<FIELD>"):
+        read_settings()
 
 
 def test_environment_gives_a_child_the_same_settings(monkeypatch):
     """Settings survive the way through the environment of a child process."""
     settings = read_settings(
-        home="/a b/ü", allowed_networks="127.0.0.0/8,::1/128", redis_url="unix:///run/r.sock", log_json=True
+        home="/a b/ü",
+        allowed_networks="127.0.0.0/8,::1/128",
+        redis_url="unix:///run/r.sock",
+        log_json=True,
+        providers={"openverse": {"client_id": "a_b", "url": "http://127.0.0.1:1/"}},
     )
     for name, value in settings.environment().items():
         if name.startswith("PIXTRAWL_"):
