@@ -119,7 +119,7 @@ def renew(engine: Engine, fence: Fence) -> None:
         with transaction(engine) as session:
             assert renew_lease(session, fence, LEASE_SECONDS).owned
 
-    persist(fence.chunk_id, write)
+    persist(write, chunk=fence.chunk_id)
 
 
 def outcome(chunk: StartedChunk, candidate: Candidate) -> Outcome:

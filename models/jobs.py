@@ -73,6 +73,12 @@ class SourceKind(StrEnum):
 
     URL_LIST = "url_list"
     URL_TABLE = "url_table"
+    KEYWORDS = "keywords"
+    PAGES = "pages"
+
+
+DISCOVERED = (SourceKind.KEYWORDS, SourceKind.PAGES)
+"""Sources that a worker advances, since that means to ask the web: see discovery.py."""
 
 
 class BlockedReason(StrEnum):
@@ -134,6 +140,9 @@ class CrawlJob(Base):
         one_of("blocked_reason", BlockedReason),
         one_of("verification", Verification),
         CheckConstraint("source_position >= 0", name="source_position"),
+        CheckConstraint("(source_lease_until IS NULL) = (source_worker IS NULL)", name="source_leased"),
+        CheckConstraint("(source_available_at IS NULL) = (source_wait IS NULL)", name="source_waits"),
+        CheckConstraint("source_attempts >= 0", name="source_attempts"),
         CheckConstraint("progress BETWEEN 0 AND 100", name="progress"),
         CheckConstraint("priority BETWEEN 0 AND 10", name="priority"),
         CheckConstraint("max_images > 0", name="max_images"),
@@ -183,7 +192,7 @@ class CrawlJob(Base):
     )
     name: Mapped[str] = mapped_column(String(100), comment="What its owner calls it; need not be unique")
     keywords: Mapped[list[Any] | None] = mapped_column(
-        comment="Array of words to search for; NULL: none. Written by other services only"
+        comment="Array of words to search for; NULL: it does not search"
     )
     max_images: Mapped[int] = mapped_column(
         server_default=text("1000"), comment="Most images that are accepted; the source ends there"
@@ -248,6 +257,25 @@ class CrawlJob(Base):
     )
     source_detail: Mapped[str | None] = mapped_column(
         comment="Why the source ended, or where it broke off, for people; NULL: nothing to say"
+    )
+    source_worker: Mapped[str | None] = mapped_column(
+        String(255),
+        comment="Process that makes the next step of a source which asks the web; NULL: nobody does now",
+    )
+    source_lease_until: Mapped[datetime.datetime | None] = mapped_column(
+        comment="That process renews it or loses the step; NULL exactly while source_worker is"
+    )
+    source_attempts: Mapped[Counter] = mapped_column(
+        comment="Starts of the next step so far that came to nothing, or are under way"
+    )
+    source_asked_at: Mapped[datetime.datetime | None] = mapped_column(
+        comment="When workers were last asked to make the next step; NULL: no message is under way"
+    )
+    source_available_at: Mapped[datetime.datetime | None] = mapped_column(
+        comment="Nobody makes the next step before; NULL: it need not wait"
+    )
+    source_wait: Mapped[str | None] = mapped_column(
+        comment="Why it waits, for people; NULL exactly while source_available_at is"
     )
     store_url: Mapped[str | None] = mapped_column(
         comment="Folder of its images, as a URL; NULL: made by another service"

@@ -5,14 +5,14 @@ Each takes a Session and never commits. A crash repeats a step; the guard on ``s
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import TextClause, text
+from sqlalchemy import Row, TextClause, text
 from sqlalchemy.orm import Session
 
 from models.candidates import pack_candidates
-from models.jobs import SourceKind, SourceState
+from models.jobs import DISCOVERED, SourceKind, SourceState
 from models.outcomes import Candidate, Reason
 from models.recording import Tally, count_job, refuse_ranges
 
@@ -37,13 +37,17 @@ class SplittableJob:
 
 UNENDED_SOURCE = """j.source_kind IS NOT NULL AND j.source_state IN ('splitting', 'open')
     AND j.status IN ('pending', 'running') AND j.cancelled_at IS NULL"""
+IS_DISCOVERED = f"j.source_kind IN ({', '.join(repr(kind.value) for kind in DISCOVERED)})"
+SPLITTABLE_FIELDS = tuple(field.name for field in fields(SplittableJob))
+SPLITTABLE_COLUMNS = """j.id, j.source_kind, j.source, j.source_step AS step, j.source_cursor AS cursor,
+    j.source_position AS position, j.priority, j.total_chunks"""
+WANTED_NOW = "j.max_images - j.source_position + j.failed_images"
+WANTS_MORE = f"""{UNENDED_SOURCE} AND j.paused_at IS NULL AND {WANTED_NOW} > 0
+    AND (j.source_state = 'splitting' OR {WANTED_NOW} >= {TOP_UP_MIN}
+        OR j.source_position = j.valid_images + j.failed_images)"""
 SPLITTABLE = text(f"""
-SELECT j.id, j.source_kind, j.source, j.source_step, j.source_cursor, j.source_position, j.priority,
-    j.total_chunks, wanted
-FROM crawl_jobs j CROSS JOIN LATERAL (SELECT j.max_images - j.source_position + j.failed_images AS wanted) w
-WHERE {UNENDED_SOURCE} AND j.paused_at IS NULL AND wanted > 0 AND j.id <> ALL(CAST(:skip AS int[]))
-    AND (j.source_state = 'splitting' OR wanted >= :top_up_min
-        OR j.source_position = j.valid_images + j.failed_images)
+SELECT {SPLITTABLE_COLUMNS}, {WANTED_NOW} AS wanted FROM crawl_jobs j
+WHERE {WANTS_MORE} AND NOT {IS_DISCOVERED} AND j.id <> ALL(CAST(:skip AS int[]))
 ORDER BY (j.priority, -j.id) >= (:priority, -:after), j.priority DESC, j.id LIMIT :limit
 """)
 
@@ -56,11 +60,18 @@ def splittable_jobs(
     session: Session, limit: int = 50, skip: Collection[int] = (), after: tuple[int, int] = BEFORE_ALL
 ) -> list[SplittableJob]:
     """Jobs that want candidates, without those to ``skip``: until accepted and unresolved ones together reach
-    ``max_images``. They go round by priority and age, beginning behind ``after``, a (priority, job).
+    ``max_images``. They go round by priority and age, beginning behind ``after``, a (priority, job). Those whose
+    source asks the web are discovery.py's.
     """
-    parameters = {"limit": limit, "top_up_min": TOP_UP_MIN, "skip": list(skip)}
+    parameters = {"limit": limit, "skip": list(skip)}
     rows = session.execute(SPLITTABLE, parameters | {"priority": after[0], "after": after[1]})
-    return [SplittableJob(row.id, SourceKind(row.source_kind), *row[2:]) for row in rows]
+    return [read_splittable(row) for row in rows]
+
+
+def read_splittable(row: Row[Any]) -> SplittableJob:
+    """A row that begins with SPLITTABLE_COLUMNS and ``wanted``."""
+    named = {name: getattr(row, name) for name in SPLITTABLE_FIELDS}
+    return SplittableJob(**named | {"source_kind": SourceKind(row.source_kind)})
 
 
 WANTED = text(f"SELECT FROM crawl_jobs j WHERE j.id = :job_id AND {UNENDED_SOURCE}")
@@ -71,12 +82,16 @@ def source_wanted(session: Session, job_id: int) -> bool:
     return session.execute(WANTED, {"job_id": job_id}).first() is not None
 
 
-ADVANCE = text("""
+AT_REST = """source_worker = NULL, source_lease_until = NULL, source_attempts = 0, source_asked_at = NULL,
+    source_available_at = NULL, source_wait = NULL"""
+"""What discovery.py keeps about a step goes with it."""
+ADVANCE = text(f"""
 UPDATE crawl_jobs SET source_step = source_step + 1, source_cursor = CAST(:cursor AS jsonb),
     source_position = source_position + :candidates, source_state = :state,
     total_images = greatest(total_images, source_position + :candidates),
-    total_chunks = total_chunks + :chunks
+    total_chunks = total_chunks + :chunks, source_detail = coalesce(:detail, source_detail), {AT_REST}
 WHERE id = :job_id AND source_step = :step AND status IN ('pending', 'running') AND cancelled_at IS NULL
+    AND source_worker IS NOT DISTINCT FROM :worker
     AND :candidates <= max_images - source_position + failed_images
 RETURNING priority
 """)
@@ -89,9 +104,13 @@ def advance_source(
     cursor: Mapping[str, Any],
     state: SourceState,
     chunks: Sequence["NewChunk"],
+    *,
+    worker: str | None = None,
+    detail: str | None = None,
 ) -> bool:
     """source at step k → k + 1, with its chunks - → pending; False when another step k was written meanwhile,
-    or fewer candidates are wanted by now.
+    fewer candidates are wanted by now, or the step is not that ``worker``'s (any more). ``detail`` says why the
+    source ends here.
     """
     parameters = {
         "job_id": job.id,
@@ -100,6 +119,8 @@ def advance_source(
         "state": state.value,
         "candidates": sum(len(chunk.candidates) for chunk in chunks),
         "chunks": len(chunks),
+        "worker": worker,
+        "detail": detail,
     }
     priority = session.execute(ADVANCE, parameters).scalar_one_or_none()
     if priority is None:
@@ -118,8 +139,9 @@ WHERE j.source_kind IS NOT NULL AND j.source_state IN ('splitting', 'open')
     AND j.status IN ('pending', 'running') AND j.cancelled_at IS NOT NULL
 ORDER BY j.id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
 """)
-END_SOURCE = text("""
-UPDATE crawl_jobs SET source_state = :state, source_position = total_images WHERE id = :job_id
+END_SOURCE = text(f"""
+UPDATE crawl_jobs SET source_state = :state, source_position = total_images, source_detail = :detail, {AT_REST}
+WHERE id = :job_id
 """)
 
 
@@ -146,7 +168,7 @@ def _end_source(
     if left:
         refuse_ranges(session, row.id, [(None, row.source_position, row.total_images)], reason, detail)
         count_job(session, row.id, Tally(failures={reason.value: left}))
-    session.execute(END_SOURCE, {"job_id": row.id, "state": state.value})
+    session.execute(END_SOURCE, {"job_id": row.id, "state": state.value, "detail": detail})
     return int(row.id)
 
 

@@ -13,9 +13,10 @@ from kombu import Connection
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from models.discovery import StepMessage
 from models.queueing import Message
 from models.settings import Settings
-from worker.app import CRAWL_CHUNK, PRIORITIES, QUEUE, app, celery_priority, configuration
+from worker.app import CRAWL_CHUNK, DISCOVER, PRIORITIES, QUEUE, app, celery_priority, configuration
 
 AWAY = (OperationalError, RedisError, OSError)
 RETRY_ONCE = {"max_retries": 1, "interval_start": 0, "interval_step": 0}
@@ -54,19 +55,36 @@ class Broker:
     def send(self, messages: Iterable[Message]) -> None:
         """Ring for each chunk, after its row was committed."""
         for message in messages:
-            try:
-                app.send_task(
-                    CRAWL_CHUNK,
-                    args=(message.chunk_id, message.attempt),
-                    task_id=f"chunk-{message.chunk_id}.{message.attempt}",
-                    argsrepr=f"job={message.job_id} chunk={message.chunk_id} attempt={message.attempt}",
-                    priority=celery_priority(message.priority),
-                    retry_policy=RETRY_ONCE,
-                )
-            except AWAY as error:
-                log.warning("message_not_sent", chunk=message.chunk_id, error=str(error))
-                self.reachable = False
+            task_id = f"chunk-{message.chunk_id}.{message.attempt}"
+            words = f"job={message.job_id} chunk={message.chunk_id} attempt={message.attempt}"
+            if not self._ring(
+                CRAWL_CHUNK, (message.chunk_id, message.attempt), task_id, words, message.priority
+            ):
                 return
+
+    def ask(self, messages: Iterable[StepMessage]) -> None:
+        """Ring for each step of a source, after its row was committed."""
+        for message in messages:
+            task_id = f"discover-{message.job_id}.{message.step}"
+            words = f"job={message.job_id} step={message.step}"
+            if not self._ring(DISCOVER, (message.job_id, message.step), task_id, words, message.priority):
+                return
+
+    def _ring(self, task: str, arguments: tuple[int, int], task_id: str, words: str, priority: int) -> bool:
+        """Send one message; ``words`` make it readable in Flower. False: Redis is away."""
+        try:
+            app.send_task(
+                task,
+                args=arguments,
+                task_id=task_id,
+                argsrepr=words,
+                priority=celery_priority(priority),
+                retry_policy=RETRY_ONCE,
+            )
+        except AWAY as error:
+            log.warning("message_not_sent", task_id=task_id, error=str(error))
+            self.reachable = False
+        return self.reachable
 
     def close(self) -> None:
         """Close the connections."""

@@ -10,11 +10,13 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 
 from models.database import deadlocked, first_line, transient
+from models.discovery import ask_for_steps
 from models.job_lifecycle import close_job, folder_of, refresh_task_ids, unblock_jobs
 from models.leadership import finish_round
 from models.reopening import reopen_cut_off_jobs
 from models.seen import forget_seen
 from models.settings import Settings
+from models.workers import live_slots
 from scheduler.averages import Averager
 from scheduler.broker import Broker
 from scheduler.dispatch import bring_along, dispatch
@@ -136,15 +138,26 @@ def lead(leader: Leader, broker: Broker, stop: threading.Event, payments: Paymen
 
 
 def work(stages: Stages, broker: Broker, splitter: Splitter) -> bool:
-    """One round: split, prioritize, dispatch, end sources, drain, close. Whether there was something to do."""
+    """One round: split, ask, prioritize, dispatch, end sources, drain, close. Whether there was something to do."""
     leader = stages.leader
     split = stages.run("split", splitter.split, otherwise=False)
+    asked = stages.run("discover", partial(ask_workers, leader, broker), 0)
     brought = stages.run("bring_along", partial(bring_along, leader), otherwise=False)
     sent = stages.run("dispatch", partial(dispatch_chunks, leader, broker), 0)
     stages.run("end_sources", splitter.end_sources, None)
     drained = drain_stopped(stages)
     closed = stages.run("close", partial(close_jobs, leader), 0)
-    return bool(split or brought or sent or drained or closed)
+    return bool(split or asked or brought or sent or drained or closed)
+
+
+def ask_workers(leader: Leader, broker: Broker) -> int:
+    """Ring for the next steps of sources that ask the web, if anybody is there to hear it; how many."""
+    if not broker.reachable:
+        return 0
+    with leader.transaction() as session:
+        steps = ask_for_steps(session) if live_slots(session) else []
+    broker.ask(steps)
+    return len(steps)
 
 
 def dispatch_chunks(leader: Leader, broker: Broker) -> int:

@@ -3,17 +3,14 @@
 A step reads the store first and commits after; a crash in between repeats it.
 """
 
-import itertools
 import time
-from collections.abc import Iterator, Sequence
 
 import structlog
 
+from models.cutting import cut
 from models.jobs import SourceState
-from models.outcomes import Candidate
 from models.splitting import (
     BEFORE_ALL,
-    NewChunk,
     SplittableJob,
     abandon_source,
     advance_source,
@@ -27,8 +24,6 @@ from worker.sources.url_list import read_step
 from worker.store import Store, StoreError
 
 STEP_CANDIDATES = 10_000
-FIRST_CHUNK_SIZE = 50
-CHUNKS_PER_SIZE = 4
 SLOTS_MIN = 4
 """So many are reckoned with at the end of a list: workers may have been started together with the job."""
 RETRY_SECONDS = 10.0
@@ -109,24 +104,3 @@ class Splitter:
             while ended is not None:
                 with self.leader.transaction() as session:
                     ended = end(session)
-
-
-def cut(
-    candidates: Sequence[Candidate], first_index: int, size_max: int, ending: int = 0
-) -> Iterator[NewChunk]:
-    """Chunks of consecutive candidates, numbered from ``first_index``.
-
-    The first chunks of a job are small and they grow, so that a short list is spread over the workers and a
-    long one is not cut into too many pieces. Where nothing follows they shrink again: with ``ending`` slots (0: it
-    does not end here) none is larger than what each of them has left to do, so that all are done at one time.
-    """
-    start = 0
-    for index in itertools.count(first_index):
-        if start >= len(candidates):
-            return
-        size = min(size_max, FIRST_CHUNK_SIZE << min(index // CHUNKS_PER_SIZE, 16))
-        if ending:
-            size = min(size, max(FIRST_CHUNK_SIZE, (len(candidates) - start) // ending))
-        chunk = candidates[start : start + size]
-        yield NewChunk(index, chunk[0].position, chunk)
-        start += size

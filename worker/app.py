@@ -14,7 +14,8 @@ from worker.outages import quieten_broker_outages
 
 QUEUE = "pixtrawl"
 CRAWL_CHUNK = "crawl_chunk"
-"""Name of the only task, so that a sender need not import what a worker needs."""
+DISCOVER = "discover"
+"""Names of the tasks, so that a sender need not import what a worker needs."""
 PRIORITIES = list(range(10))
 
 

@@ -98,7 +98,7 @@ class Child:
         return self.watchdog.timing(Work.STORE, self.settings.store_seconds_max)
 
     def run(self, crawl: Coroutine[Any, Any, None]) -> None:
-        """Run something to its end on this child's loop."""
+        """Run one task to its end on this child's loop."""
         call = asyncio.run_coroutine_threadsafe(crawl, self.loop)
         try:
             call.result()

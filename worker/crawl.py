@@ -233,7 +233,7 @@ class ChunkRun:
                     raise lost(session, self.fence)
                 return ownership
 
-        return persist(self.fence.chunk_id, write)
+        return persist(write, chunk=self.fence.chunk_id)
 
     async def guard(self) -> None:
         """Stop the transfers when the worker leaves. Raises StuckError when nothing can come of waiting."""
@@ -271,7 +271,7 @@ class ChunkRun:
             with transaction(self.child.engine) as session:
                 return queued_chunks(session) > 0
 
-        return await self.child.beside(persist, self.chunk.fence.chunk_id, look)
+        return await self.child.beside(partial(persist, look, chunk=self.fence.chunk_id))
 
     def begin(self, candidate: Candidate) -> Visit | Outcome:
         """A candidate's way begins, or ends already because of its URL."""

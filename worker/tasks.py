@@ -1,10 +1,11 @@
-"""The tasks that messages name, and what a pool child opens and closes. No logic: crawl.py has it."""
+"""The tasks that messages name, and what a pool child opens and closes. No logic: crawl.py, discover.py have it."""
 
 from celery.signals import worker_init, worker_process_init, worker_process_shutdown
 
-from worker.app import CRAWL_CHUNK, app
+from worker.app import CRAWL_CHUNK, DISCOVER, app
 from worker.child import Child
 from worker.crawl import crawl_chunk as crawl
+from worker.discover import make_step
 from worker.presence import Heartbeat, TellChildren, heeding_pool
 from worker.transport import trusted
 
@@ -46,3 +47,11 @@ def crawl_chunk(chunk_id: int, attempt: int) -> None:
     opened = child()
     with heeding_pool():
         opened.run(crawl(opened, chunk_id, attempt))
+
+
+@app.task(name=DISCOVER)
+def discover(job_id: int, step: int) -> None:
+    """Make one step of a source that asks the web, if it is still wanted."""
+    opened = child()
+    with heeding_pool():
+        opened.run(make_step(opened, job_id, step))

@@ -1,4 +1,4 @@
-"""Committing one arrow of a chunk, whatever the connection does. Runs in the database thread of a child."""
+"""Committing one arrow, whatever the connection does. Runs in the database thread of a child."""
 
 import time
 from collections.abc import Callable
@@ -39,11 +39,11 @@ def lost(session: Session, fence: Fence) -> LostChunkError:
     return LostChunkError("it was deleted", deleted=True)
 
 
-def persist(chunk_id: int, write: Callable[[bool], Result]) -> Result:
+def persist(write: Callable[[bool], Result], **what: int) -> Result:
     """Call ``write`` until it commits; its argument says whether an earlier COMMIT may have gone through.
 
     Only lost connections, deadlocks and timeouts are tried again. A worker that is leaving gives up after a
-    few attempts: its lease expires and the chunk is rescued.
+    few attempts: its lease expires. ``what`` names the row in the log.
     """
     attempt = 0
     unsure = False
@@ -56,7 +56,7 @@ def persist(chunk_id: int, write: Callable[[bool], Result]) -> Result:
                 raise
             unsure = unsure or connection_lost(error)
             say = log.warning if attempt == 1 else log.debug
-            say("database_retry", chunk=chunk_id, attempt=attempt, error=first_line(error))
+            say("database_retry", **what, attempt=attempt, error=first_line(error))
             time.sleep(min(BACKOFF_SECONDS_MAX, 0.1 * 2**attempt))
 
 
@@ -69,7 +69,7 @@ def start(
         with transaction(engine) as session:
             return start_chunk(session, chunk_id, attempt, worker, lease_seconds, again=unsure)
 
-    return persist(chunk_id, write)
+    return persist(write, chunk=chunk_id)
 
 
 def commit(engine: Engine, fence: Fence, arrow: Callable[[Session], Tally | None]) -> Tally | None:
@@ -85,4 +85,4 @@ def commit(engine: Engine, fence: Fence, arrow: Callable[[Session], Tally | None
                 raise lost(session, fence)
             return tally
 
-    return persist(fence.chunk_id, write)
+    return persist(write, chunk=fence.chunk_id)

@@ -60,7 +60,9 @@ COLUMNS = {
         blocked_reason varchar(50)? · dispatched_at timestamptz? · paused_at timestamptz? ·
         cancelled_at timestamptz? · ready_priority smallint? · reprioritized_at timestamptz? ·
         swept_at timestamptz? · deleting_at timestamptz? · ignored_opt_outs jsonb = '[]' ·
-        verification varchar(10) = 'full' · source_detail text?
+        verification varchar(10) = 'full' · source_detail text? · source_worker varchar(255)? ·
+        source_lease_until timestamptz? · source_attempts int = 0 · source_asked_at timestamptz? ·
+        source_available_at timestamptz? · source_wait text?
     """,
     "job_chunks": """
         id serial · job_id int · chunk_index int · status varchar(20) = 'pending' · priority int = 5 ·
@@ -156,7 +158,7 @@ WORDS = {
     "profiles.role": "user admin moderator",
     "profiles.user_tier": "FREE PRO ENTERPRISE",
     "projects.status": "active archived deleted",
-    "crawl_jobs.source_kind": "url_list url_table",
+    "crawl_jobs.source_kind": "url_list url_table keywords pages",
     "crawl_jobs.source_state": "splitting open exhausted satisfied",
     "crawl_jobs.blocked_reason": "out_of_credits monthly_limit",
     "crawl_jobs.verification": "full header none",
@@ -168,6 +170,7 @@ RANGES = {
     "crawl_jobs.progress": (0, 100),
     "crawl_jobs.priority": (0, 10),
     "crawl_jobs.source_position": (0, None),
+    "crawl_jobs.source_attempts": (0, None),
     "crawl_jobs.max_images": (1, None),
     "crawl_jobs.unit_price": (1, None),
     "crawl_jobs.active_chunks": (0, None),
@@ -187,6 +190,8 @@ OTHER_CHECKS: dict[str, dict[str, Any]] = {
     "ck_crawl_jobs_chunks": {"total_chunks": 1, "completed_chunks": 1, "failed_chunks": 1},
     "ck_crawl_jobs_images": {"total_images": 1, "valid_images": 1, "failed_images": 1},
     "ck_crawl_jobs_ended": {"status": "'completed'"},
+    "ck_crawl_jobs_source_leased": {"source_worker": "'w'"},
+    "ck_crawl_jobs_source_waits": {"source_wait": "'asked to'"},
     "ck_crawl_jobs_ignored_opt_outs": {"ignored_opt_outs": """'["everything"]'"""},
     "ck_job_chunks_outcomes": {"size": 1, "accepted": 1, "failed": 1},
     "ck_job_chunks_ended_whole": {"size": 1, "status": "'failed'"},

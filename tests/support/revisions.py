@@ -67,4 +67,7 @@ UPDATE failures SET attempts = 3, elapsed_ms = 9""",
 INSERT INTO seen_keys (job_id, key, position) VALUES (5, '\\x00112233445566778899aabbccddeeff', 0);
 UPDATE images SET metadata = '{"caption": "An owl"}', licence = 'CC0';
 UPDATE crawl_jobs SET source_detail = 'urls.csv.gz breaks off' WHERE id = 5""",
+    "018": """
+UPDATE crawl_jobs SET source_worker = 'h/1', source_lease_until = now(), source_attempts = 1 WHERE id = 4;
+UPDATE crawl_jobs SET source_asked_at = now(), source_available_at = now(), source_wait = 'asked' WHERE id = 5""",
 }

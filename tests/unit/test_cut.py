@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from scheduler.split import FIRST_CHUNK_SIZE, cut
+from models.cutting import FIRST_CHUNK_SIZE, cut
 from tests.support.crawling import candidates
 
 
