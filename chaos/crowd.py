@@ -16,7 +16,7 @@ from chaos.processes import ChaosError, until
 from chaos.site import Line
 from chaos.system import USERS, Job, System
 from models.database import make_engine
-from scheduler.enqueue import RequestError
+from scheduler.copying import RequestError
 from scheduler.enqueue import submit as enqueue
 from worker.store import StoreError
 

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator, Sequence
 
+from models.candidates import PackedCandidate
 from models.outcomes import Candidate
 from models.splitting import NewChunk
 
@@ -11,7 +12,7 @@ CHUNKS_PER_SIZE = 4
 
 
 def cut(
-    candidates: Sequence[Candidate], first_index: int, size_max: int, ending: int = 0
+    candidates: Sequence[Candidate | PackedCandidate], first_index: int, size_max: int, ending: int = 0
 ) -> Iterator[NewChunk]:
     """Chunks of consecutive candidates, numbered from ``first_index``.
 

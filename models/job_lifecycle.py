@@ -39,9 +39,9 @@ class JobRequest:
 
 CREATE = text("""
 INSERT INTO crawl_jobs (project_id, name, priority, max_images, source_kind, source, total_images, unit_price,
-    fingerprint, store_url, ignored_opt_outs, verification)
+    fingerprint, store_url, ignored_opt_outs, verification, source_detail)
 VALUES (:project_id, :name, :priority, :max_images, :source_kind, CAST(:source AS jsonb), :candidates,
-    :unit_price, :fingerprint, :store_url, CAST(:ignored_opt_outs AS jsonb), :verification)
+    :unit_price, :fingerprint, :store_url, CAST(:ignored_opt_outs AS jsonb), :verification, :source_detail)
 RETURNING id
 """)
 PLACE = text("UPDATE crawl_jobs SET store_url = :root || '/jobs/' || id WHERE id = :job_id")
@@ -61,6 +61,7 @@ def create_job(session: Session, request: JobRequest, store_root: str, *, folder
         "fingerprint": request.fingerprint,
         "verification": request.verification.value,
         "store_url": folder,
+        "source_detail": request.source.get("detail"),
         "ignored_opt_outs": json.dumps(sorted(request.ignored_opt_outs)),
     }
     job_id = int(session.execute(CREATE, parameters).scalar_one())

@@ -83,7 +83,8 @@ class Candidate:
     """One line of a source: its position in the job (from 0), the URL as given, and its line (from 1).
 
     ``duplicate_of`` is the position of an earlier candidate with the same URL: this one is not fetched. ``digest``
-    (``sha256:…``, ``sha1:…`` or ``md5:…``, hexadecimal in small letters) is what its bytes must have.
+    (``sha256:…``, ``sha1:…`` or ``md5:…``, hexadecimal in small letters) is what its bytes must have. ``problem``
+    says what is wrong with a row of a table that gives no URL, and which row it is.
     """
 
     position: int
@@ -92,6 +93,7 @@ class Candidate:
     about: About | None = None
     duplicate_of: int | None = None
     digest: str | None = None
+    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

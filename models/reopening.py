@@ -105,7 +105,7 @@ WHERE job_id = :job_id AND position = (SELECT max(position) FROM failures WHERE 
 """)
 """The rest of a source comes after all that chunks have: it is found without reading a million other failures."""
 REWIND = text("""
-UPDATE crawl_jobs SET source_position = :position, source_state = 'splitting', source_detail = NULL,
+UPDATE crawl_jobs SET source_position = :position, source_state = 'splitting', source_detail = source->>'detail',
     source_step = source_step + 1
 WHERE id = :job_id
 """)

@@ -6,12 +6,14 @@ commits.
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sqlalchemy import CheckConstraint, ForeignKey, LargeBinary, text
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from models.arrays import array
 from models.base import Base
+from models.outcomes import Candidate
 
 KEY_BYTES = 16
 """Of sha256: two of a billion URLs share a key with a chance of 1 to 10^21."""
@@ -84,6 +86,20 @@ def mark_seen(session: Session, job_id: int, keys: Sequence[tuple[bytes, int]]) 
         found = session.execute(LOOK, {"job_id": job_id, "keys": array(sorted(old))})
         again |= {bytes(key): position for key, position in found}
     return again
+
+
+def mark_repeats(session: Session, job_id: int, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The same candidates; those whose URL an earlier one has say so. Like ``mark_seen``, it is part of a step."""
+    keys = {
+        candidate.position: url_key(candidate.url) for candidate in candidates if candidate.problem is None
+    }
+    first = mark_seen(session, job_id, [(key, position) for position, key in keys.items()])
+    return [
+        candidate
+        if (earlier := first.get(keys.get(candidate.position, b""), candidate.position)) == candidate.position
+        else replace(candidate, duplicate_of=earlier)
+        for candidate in candidates
+    ]
 
 
 FORGET = text("""

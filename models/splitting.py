@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Row, TextClause, text
 from sqlalchemy.orm import Session
 
-from models.candidates import pack_candidates
+from models.candidates import PackedCandidate, pack_candidates
 from models.jobs import DISCOVERED, SourceKind, SourceState
 from models.outcomes import Candidate, Reason
 from models.recording import Tally, count_job, refuse_ranges
@@ -140,7 +140,8 @@ WHERE j.source_kind IS NOT NULL AND j.source_state IN ('splitting', 'open')
 ORDER BY j.id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
 """)
 END_SOURCE = text(f"""
-UPDATE crawl_jobs SET source_state = :state, source_position = total_images, source_detail = :detail, {AT_REST}
+UPDATE crawl_jobs SET source_state = :state, source_position = total_images,
+    source_detail = concat_ws('; ', source->>'detail', :detail), {AT_REST}
 WHERE id = :job_id
 """)
 
@@ -187,7 +188,7 @@ class NewChunk:
 
     index: int
     start: int
-    candidates: Sequence[Candidate]
+    candidates: Sequence[Candidate | PackedCandidate]
 
 
 def insert_chunks(session: Session, job_id: int, priority: int, chunks: Sequence[NewChunk]) -> None:

@@ -154,7 +154,7 @@ def _explain(error: Exception) -> tuple[int, str]:
     from models.credits import CreditError
     from models.database import SchemaError, UnreachableError, first_line, transient
     from models.settings import SettingsError
-    from scheduler.enqueue import RequestError
+    from scheduler.copying import RequestError
     from scheduler.progress import UnknownJobError
     from scheduler.servers import ServicesError
     from worker.store import StoreError

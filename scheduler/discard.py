@@ -21,7 +21,7 @@ from worker.store import (
 )
 
 PAGE = 1000
-INPUT = re.compile(r"inputs/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.txt")
+INPUT = re.compile(r"inputs/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.(txt|rows)")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,16 +3,10 @@
 A request that is refused leaves nothing behind: neither an object nor a row. The input is never in memory whole.
 """
 
-import errno
 import hashlib
 import json
-import sys
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import BinaryIO
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
@@ -20,48 +14,33 @@ from sqlalchemy.orm import Session
 from models.closing import being_closed
 from models.database import connection_lost, transaction
 from models.job_lifecycle import JobRequest, create_job
-from models.jobs import SourceKind
 from models.members import Owner, find_project, find_user, own_project
 from models.opt_outs import OptOut, read_opt_outs
 from models.outcomes import Verification
 from models.reports import account_report, find_same_request
 from models.settings import Settings
-from worker.address import parse_url
-from worker.errors import AddressError
-from worker.sources.url_list import BLOCK_BYTES, LineReader
+from scheduler.copying import CANDIDATES_MAX, Copy, ListCopy, RequestError, TableCopy, copy_of
+from worker.inputs import STANDARD_INPUT, Input, storable
 from worker.store import open_store
+from worker.tables.formats import TableOptions
 
-STANDARD_INPUT = "-"
-STANDARD_INPUT_NAME = "standard input"
 DEFAULT_PROJECT = "default"
 NO_PROJECT = 0
 NAME_LENGTH_MAX = 100
 PRIORITIES = range(11)
-INTEGER_MAX = 2_147_483_647
-WIDE_BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff")
-UNREADABLE_SHARE_MAX = 0.25
-"""A text in another encoding has some characters that are not UTF-8; an image or an archive has many."""
-
-UNREADABLE = {
-    errno.ENOENT: "does not exist",
-    errno.EISDIR: "is a folder: give a file of URLs, one a line",
-    errno.EACCES: "may not be read by you",
-    errno.EPERM: "may not be read by you",
-}
-
-
-class RequestError(ValueError):
-    """The request is refused and nothing was written. The message is one sentence."""
 
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """What became of a request. ``existing``: the job was there before, with the same input and options."""
+    """What became of a request. ``existing``: the job was there before, with the same input and options.
+    ``detail``: which of its inputs could not be read to their end.
+    """
 
     job_id: int
     candidates: int
     project: str
     existing: bool = False
+    detail: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,63 +53,6 @@ class Wanted:
     folder: str | None
     verification: Verification
     ignored_opt_outs: tuple[OptOut, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class InputFile:
-    """One input as it was read: the name it was given by, its size and its candidates."""
-
-    name: str
-    bytes: int
-    candidates: int
-
-
-@dataclass(slots=True)
-class InputCopy:
-    """The inputs on their way into the store, one after another in one object."""
-
-    inputs: Sequence[str]
-    name: str = field(default_factory=lambda: f"inputs/{uuid.uuid4()}.txt")
-    files: list[InputFile] = field(default_factory=list)
-    digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
-
-    @property
-    def candidates(self) -> int:
-        """Candidates of all files."""
-        return sum(file.candidates for file in self.files)
-
-    @property
-    def source(self) -> dict[str, object]:
-        """The job's source: where the input is, and how it is cut into files."""
-        files = [asdict(file) for file in self.files]
-        return {"object": self.name, "bytes": sum(file.bytes for file in self.files), "files": files}
-
-    def blocks(self) -> Iterator[bytes]:
-        """Yield all bytes, checking them on the way. Raises RequestError at the first file that is refused."""
-        for given in self.inputs:
-            yield from self._blocks_of(given)
-
-    def _blocks_of(self, given: str) -> Iterator[bytes]:
-        name = input_name(given)
-        reader = LineReader()
-        candidates = size = 0
-        usable = False
-        for block in _read(given):
-            _check_text(block, name, first=size == 0)
-            self.digest.update(block)
-            size += len(block)
-            for line in reader.feed(block):
-                candidates += 1
-                usable = usable or _is_url(line.text)
-            yield block
-        for line in reader.finish():
-            candidates += 1
-            usable = usable or _is_url(line.text)
-        if not usable:
-            raise RequestError(f"There is no URL in {name}: give one http:// or https:// URL a line.")
-        self.files.append(InputFile(name, size, candidates))
-        if self.candidates > INTEGER_MAX:
-            raise RequestError(f"One job takes at most {INTEGER_MAX:,} candidates.")
 
 
 def submit(
@@ -146,21 +68,24 @@ def submit(
     folder: str | None = None,
     ignore_opt_outs: str = "",
     verification: Verification = Verification.FULL,
+    tables: TableOptions = TableOptions(),  # noqa: B008 - it never changes
+    unique_urls: bool = False,
     reuse: bool = False,
 ) -> Submission:
-    """Make one job of ``inputs``, in their order: paths, or ``-`` for standard input.
+    """Make one job of ``inputs``, in their order: paths, URLs, or ``-`` for standard input.
 
     ``project`` is an id or a name (``default`` is made when it is missing), ``user`` the e-mail to act for,
     ``max_images`` all candidates unless given, ``folder`` the URL of a folder that gets the images,
-    ``ignore_opt_outs`` a list of what is not obeyed, within what the operator allows. With ``reuse`` the newest job
+    ``ignore_opt_outs`` a list of what is not obeyed, within what the operator allows. ``tables`` says what the
+    names of files and columns do not, with ``unique_urls`` no URL is fetched twice. With ``reuse`` the newest job
     for the same input and options is returned instead of a second one.
 
     Raises RequestError when the request is refused, StoreError when the input cannot be stored.
     """
     wanted = Wanted(
-        name=_storable(name)
+        name=storable(name)
         if name is not None
-        else ", ".join(input_name(given) for given in inputs)[:NAME_LENGTH_MAX],
+        else ", ".join(Input(given, settings).name for given in inputs)[:NAME_LENGTH_MAX],
         max_images=max_images,
         priority=priority,
         folder=folder,
@@ -168,10 +93,10 @@ def submit(
         verification=verification,
     )
     _check_options(inputs, wanted)
+    copy = copy_of(settings, inputs, tables, unique_urls=unique_urls)
     with transaction(engine) as session:
         _find_owner(session, settings, project, user)
     store = open_store(settings.store)
-    copy = InputCopy(inputs)
     store.put_stream(copy.name, copy.blocks())
     try:
         store.sync()
@@ -191,13 +116,14 @@ def submit(
     return submission
 
 
-def input_name(given: str) -> str:
-    """What an input is called in messages and job names."""
-    return STANDARD_INPUT_NAME if given == STANDARD_INPUT else _storable(Path(given).name or given)
-
-
 def _create(
-    session: Session, settings: Settings, owner: Owner, wanted: Wanted, copy: InputCopy, *, reuse: bool
+    session: Session,
+    settings: Settings,
+    owner: Owner,
+    wanted: Wanted,
+    copy: ListCopy | TableCopy,
+    *,
+    reuse: bool,
 ) -> Submission:
     """Write the row, unless ``reuse`` finds one for the same request."""
     max_images = wanted.max_images or copy.candidates
@@ -206,16 +132,18 @@ def _create(
         options.append(wanted.ignored_opt_outs)
     if wanted.verification is not Verification.FULL:  # So that jobs from before there was a choice are found.
         options.append(wanted.verification)
+    if copy.unique_urls:
+        options.append("unique_urls")
     fingerprint = _fingerprint(copy, options)
     same = find_same_request(session, owner.project_id, fingerprint) if reuse else None
     if same is not None:
-        return Submission(same, copy.candidates, owner.project_name, existing=True)
+        return Submission(same, copy.candidates, owner.project_name, existing=True, detail=copy.detail)
     request = JobRequest(
         project_id=owner.project_id,
         name=wanted.name,
         priority=wanted.priority,
         max_images=max_images,
-        source_kind=SourceKind.URL_LIST,
+        source_kind=copy.kind,
         source=copy.source,
         candidates=copy.candidates,
         unit_price=settings.credits_per_image,
@@ -224,13 +152,12 @@ def _create(
         verification=wanted.verification,
     )
     job_id = create_job(session, request, settings.store, folder=wanted.folder)
-    return Submission(job_id, copy.candidates, owner.project_name)
+    return Submission(job_id, copy.candidates, owner.project_name, detail=copy.detail)
 
 
-def _fingerprint(copy: InputCopy, options: Sequence[object]) -> str:
+def _fingerprint(copy: Copy, options: Sequence[object]) -> str:
     """Tells whether two requests ask for the same: content, where its files end, and options; not the names."""
-    ends = [file.bytes for file in copy.files]
-    return hashlib.sha256(json.dumps([copy.digest.hexdigest(), ends, *options]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([*copy.content, *options]).encode()).hexdigest()
 
 
 def check_ignored(settings: Settings, given: str) -> tuple[OptOut, ...]:
@@ -260,8 +187,8 @@ def _check_options(inputs: Sequence[str], wanted: Wanted) -> None:
         )
     if wanted.priority not in PRIORITIES:
         raise RequestError(f"The priority is 0 to 10 (10 most urgent), not {wanted.priority}.")
-    if wanted.max_images is not None and not 1 <= wanted.max_images <= INTEGER_MAX:
-        raise RequestError(f"The number of images is 1 to {INTEGER_MAX:,}, not {wanted.max_images:,}.")
+    if wanted.max_images is not None and not 1 <= wanted.max_images <= CANDIDATES_MAX:
+        raise RequestError(f"The number of images is 1 to {CANDIDATES_MAX:,}, not {wanted.max_images:,}.")
 
 
 def _find_owner(session: Session, settings: Settings, project: str | None, user: str | None) -> Owner:
@@ -290,47 +217,3 @@ def _find_owner(session: Session, settings: Settings, project: str | None, user:
             f"add some with `pixtrawl credits grant AMOUNT --user {owner.email}`."
         )
     return owner
-
-
-def _read(given: str) -> Iterator[bytes]:
-    """The bytes of one input in blocks. Raises RequestError when it cannot be read."""
-    try:
-        with _open(given) as file:
-            while block := file.read(BLOCK_BYTES):
-                yield block
-    except OSError as error:
-        reason = UNREADABLE.get(error.errno or 0) or f"cannot be read ({error.strerror or error})"
-        raise RequestError(f"{given} {reason}.") from None
-
-
-def _open(given: str) -> AbstractContextManager[BinaryIO]:
-    if given == STANDARD_INPUT:
-        if sys.stdin is None:
-            raise RequestError("Standard input (-) is closed.")
-        return nullcontext(sys.stdin.buffer)
-    return Path(given).open("rb")
-
-
-def _check_text(block: bytes, name: str, *, first: bool) -> None:
-    """Refuse what is not text in UTF-8, as soon as it shows."""
-    if first and block.startswith(WIDE_BYTE_ORDER_MARKS):
-        raise RequestError(f"{name} is UTF-16 text: save it as UTF-8.")
-    if b"\0" in block:
-        raise RequestError(f"{name} is not text: give a file of URLs, one a line.")
-    if first:
-        characters = block.decode("utf-8", "replace")
-        if characters.count("\ufffd") > UNREADABLE_SHARE_MAX * len(characters):
-            raise RequestError(f"{name} is not text in UTF-8: save it as UTF-8, one URL a line.")
-
-
-def _storable(name: str) -> str:
-    """A file name need not be UTF-8, and a text in the database must be."""
-    return name.encode("utf-8", "replace").decode()
-
-
-def _is_url(text: str) -> bool:
-    try:
-        parse_url(text)
-    except AddressError:
-        return False
-    return True

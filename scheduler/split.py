@@ -4,11 +4,15 @@ A step reads the store first and commits after; a crash in between repeats it.
 """
 
 import time
+from collections.abc import Callable, Sequence
 
 import structlog
 
+from models.candidates import PackedCandidate, unpacked
 from models.cutting import cut
-from models.jobs import SourceState
+from models.jobs import SourceKind, SourceState
+from models.outcomes import Candidate
+from models.seen import mark_repeats
 from models.splitting import (
     BEFORE_ALL,
     SplittableJob,
@@ -20,9 +24,15 @@ from models.splitting import (
 )
 from models.workers import live_slots
 from scheduler.leader import Leader
-from worker.sources.url_list import read_step
+from worker.sources import url_list, url_table
 from worker.store import Store, StoreError
 
+Step = tuple[Sequence[Candidate | PackedCandidate], dict[str, int], bool]
+"""Candidates, the next cursor, whether the source is at its end."""
+READERS: dict[SourceKind, Callable[..., Step]] = {
+    SourceKind.URL_LIST: url_list.read_step,
+    SourceKind.URL_TABLE: url_table.read_step,
+}
 STEP_CANDIDATES = 10_000
 SLOTS_MIN = 4
 """So many are reckoned with at the end of a list: workers may have been started together with the job."""
@@ -71,7 +81,7 @@ class Splitter:
         """Source step k → k + 1 and its chunks; whether it was written."""
         try:
             candidates, cursor, exhausted = self.leader.meanwhile(
-                read_step, self.store, job.source, job.cursor, min(job.wanted, STEP_CANDIDATES)
+                READERS[job.source_kind], self.store, job.source, job.cursor, min(job.wanted, STEP_CANDIDATES)
             )
         except StoreError as error:
             with self.leader.transaction() as session:
@@ -88,9 +98,13 @@ class Splitter:
         elif len(candidates) == job.wanted:
             state = SourceState.OPEN
         with self.leader.transaction() as session:
+            if job.source.get("unique_urls"):
+                candidates = mark_repeats(session, job.id, unpacked(candidates))
             ending = 0 if state is SourceState.SPLITTING else max(SLOTS_MIN, live_slots(session))
             chunks = list(cut(candidates, job.total_chunks, self.leader.settings.chunk_size, ending))
             advanced = advance_source(session, job, cursor, state, chunks)
+            if not advanced:
+                session.rollback()  # Nor has it seen anything.
         if advanced:
             log.info(
                 "job_split", job=job.id, chunks=len(chunks), candidates=len(candidates), source=state.value

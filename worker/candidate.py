@@ -80,6 +80,8 @@ def begin_visit(child: Child, candidate: Candidate) -> Visit | Refused:
     if candidate.duplicate_of is not None:
         detail = f"the same URL as candidate {candidate.duplicate_of}"
         return Refused(candidate.position, candidate.url, Reason.DUPLICATE, detail)
+    if candidate.problem is not None:
+        return Refused(candidate.position, candidate.url, Reason.INVALID_URL, candidate.problem)
     try:
         return Visit(candidate, child.transport.memory.lease())
     except AddressError as error:

@@ -198,7 +198,7 @@ class Store:
         except (BaseError, OSError, NotImplementedError) as error:
             if passed:
                 raise passed[0] from None
-            raise _translate(f"cannot {verb} {name or 'objects'} in {self.root}", error) from error
+            raise translate(f"cannot {verb} {name or 'objects'} in {self.root}", error) from error
 
 
 class FolderStore(Store):
@@ -212,7 +212,7 @@ class FolderStore(Store):
             # Held open, because syncfs reports the write errors since the descriptor was opened.
             self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         except (BaseError, OSError) as error:
-            raise _translate(f"cannot open the store {folder}", error) from error
+            raise translate(f"cannot open the store {folder}", error) from error
         weakref.finalize(self, os.close, self._descriptor)
         super().__init__(folder.as_uri(), driver)
 
@@ -224,7 +224,7 @@ class FolderStore(Store):
         library = ctypes.CDLL(None, use_errno=True)
         if library.syncfs(self._descriptor) != 0:
             number = ctypes.get_errno()
-            raise _translate(f"cannot sync the store {self.root}", OSError(number, os.strerror(number)))
+            raise translate(f"cannot sync the store {self.root}", OSError(number, os.strerror(number)))
 
     def _put_options(self, name: str) -> dict[str, Any]:  # noqa: ARG002 - a file has no content type
         return {}
@@ -272,7 +272,7 @@ def open_store(url: str) -> Store:
     try:
         driver = from_url(url, retry_config=RETRY)  # type: ignore[call-overload]
     except (BaseError, OSError, ValueError) as error:
-        raise _translate(f"cannot open the store {url}", error) from error
+        raise translate(f"cannot open the store {url}", error) from error
     return Store(url.rstrip("/"), driver)
 
 
@@ -282,7 +282,7 @@ def _checked(name: str) -> str:
     return name
 
 
-def _translate(what: str, error: Exception) -> StoreError:
+def translate(what: str, error: Exception) -> StoreError:
     """Turn a driver's error into one sentence. obstore keeps the system's error number in its text only."""
     text = str(error)
     found = re.search(r"\(os error (\d+)\)", text)

@@ -6,6 +6,7 @@ from typing import TypeVar
 import click
 
 from models.outcomes import Verification
+from worker.tables.formats import Format
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -38,6 +39,26 @@ def limit_option(command: Command) -> Command:
     return click.option("--limit", type=counts, default=20, show_default=True, help="Show so many at most.")(
         command
     )
+
+
+def table_options(command: Command) -> Command:
+    """``--format``, ``--url-column``, ``--hash-column`` and ``--unique-urls``; the first as ``table_format``."""
+    words = click.Choice([word.value for word in Format])
+    options = (
+        click.option(
+            "--format", "table_format", type=words, help="What INPUT is.  [default: by its name, else a list]"
+        ),
+        click.option("--url-column", metavar="NAME", help="Column with the URLs.  [default: url or alike]"),
+        click.option(
+            "--hash-column",
+            metavar="NAME",
+            help="Column with the sha256, sha1 or md5 that an image must have, else it is a mismatch.",
+        ),
+        click.option("--unique-urls", is_flag=True, help="Fetch no URL twice: the others are duplicates."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def verify_option(command: Command) -> Command:

@@ -11,9 +11,10 @@ import click
 from models.jobs import BlockedReason, JobStatus
 from models.outcomes import Verification
 from models.settings import Settings, read_settings
-from scheduler.commands.options import ignore_opt_outs_option, json_option, verify_option
+from scheduler.commands.options import ignore_opt_outs_option, json_option, table_options, verify_option
 from scheduler.interrupts import INTERRUPTED
 from scheduler.printing import counted, print_json, print_rich, state
+from worker.tables.formats import Format, TableOptions
 
 FAILED = 1
 WAY_OUT = {
@@ -31,6 +32,7 @@ WAY_OUT = {
 @click.option("--priority", type=click.IntRange(0, 10), default=5, help="10 is most urgent.  [default: 5]")
 @click.option("--concurrency", type=click.IntRange(1, 1024), help="Chunks at once.  [default: processors]")
 @click.option("--again", is_flag=True, help="Crawl anew, whatever was crawled before.")
+@table_options
 @ignore_opt_outs_option
 @verify_option
 @json_option
@@ -43,18 +45,24 @@ def run(
     priority: int,
     concurrency: int | None,
     again: bool,
+    table_format: str | None,
+    url_column: str | None,
+    hash_column: str | None,
+    unique_urls: bool,
     ignore_opt_outs: str,
     verify: str,
     as_json: bool,
 ) -> int:
-    """Crawl the URLs in INPUT (a text file, one a line; - for standard input) and wait for the end.
+    """Crawl the URLs in INPUT (a list, one a line; csv, tsv, json, jsonl, parquet; - for standard input) and wait
+    for the end.
 
     The same command again resumes a job that was interrupted. Starts everything that it needs.
     """
     from scheduler.enqueue import check_ignored
 
     settings = read_settings()
-    check_inputs(inputs)
+    tables = TableOptions(Format(table_format) if table_format else None, url_column, hash_column)
+    check_inputs(settings, inputs, tables)
     check_ignored(settings, ignore_opt_outs)
     folder = prepare_folder(out) if out is not None else None
     options = {
@@ -64,6 +72,8 @@ def run(
         "priority": priority,
         "ignore_opt_outs": ignore_opt_outs,
         "verification": Verification(verify),
+        "tables": tables,
+        "unique_urls": unique_urls,
     }
     return crawl(settings, inputs, options, folder, concurrency=concurrency, again=again, as_json=as_json)
 
@@ -95,6 +105,8 @@ def crawl(
                 say(f"{describe(job)} It goes on where it stopped.")
             else:
                 say(f"Job {submission.job_id}: {counted(submission.candidates, 'candidate')}.")
+            if submission.detail:
+                say(f"{submission.detail}. What was read before is crawled.")
             job = system.follow(submission.job_id)
             if as_json:
                 print_json(job)
@@ -127,20 +139,21 @@ def say(sentence: str) -> None:
     click.echo(sentence, err=True)
 
 
-def check_inputs(inputs: Sequence[str]) -> None:
+def check_inputs(settings: Settings, inputs: Sequence[str], tables: TableOptions) -> None:
     """Refuse what can be refused before anything is started. Raises RequestError.
 
     Only files are looked into: what comes through a pipe can be read once.
     """
-    from scheduler.enqueue import InputCopy
+    from scheduler.copying import copy_of
 
-    for given in inputs:
-        path = Path(given)
-        if given != "-" and not (
+    copy = copy_of(settings, inputs, tables)
+    for given in copy.inputs:
+        path = given.path
+        if path is not None and not (
             path.exists() and not stat.S_ISREG(path.stat().st_mode) and not path.is_dir()
         ):
             # Two blocks: the whole of a small file, the beginning of a large one.
-            for _ in itertools.islice(InputCopy([given]).blocks(), 2):
+            for _ in itertools.islice(copy_of(settings, [given.given], tables).blocks(), 2):
                 pass
 
 

@@ -27,7 +27,8 @@ from scheduler.batches import Deleted, StoppedError
 from scheduler.broker import Broker, withdraw_messages
 from scheduler.cli import main
 from scheduler.closing import Closing
-from scheduler.enqueue import RequestError, submit
+from scheduler.copying import RequestError
+from scheduler.enqueue import submit
 from scheduler.leader import Leader
 from scheduler.rescue import drain_job, find_stopped
 from scheduler.split import Splitter

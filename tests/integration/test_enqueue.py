@@ -15,7 +15,8 @@ from models.outcomes import Verification
 from models.reports import job_report
 from models.settings import read_settings
 from scheduler.cli import main
-from scheduler.enqueue import RequestError, submit
+from scheduler.copying import RequestError
+from scheduler.enqueue import submit
 from tests.support.factories import create_profile, create_project
 from tests.support.processes import PROGRAM, started
 from worker.sources.url_list import read_step

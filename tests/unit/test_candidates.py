@@ -22,6 +22,7 @@ ROWS = st.lists(
         st.none() | KNOWN,
         st.none() | st.integers(min_value=0),
         st.none() | st.just("md5:d41d8cd98f00b204e9800998ecf8427e"),
+        WORDS,
     )
 )
 

@@ -1,0 +1,1 @@
+"""Tables of URLs in any of the formats that people have, read once, as a stream of rows."""
