@@ -5,7 +5,7 @@ commits.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from sqlalchemy import CheckConstraint, ForeignKey, LargeBinary, text
@@ -100,6 +100,15 @@ def mark_repeats(session: Session, job_id: int, candidates: Sequence[Candidate])
         else replace(candidate, duplicate_of=earlier)
         for candidate in candidates
     ]
+
+
+KNOWN = text("SELECT key FROM seen_keys WHERE job_id = :job_id AND key = ANY(CAST(:keys AS bytea[]))")
+
+
+def known_keys(session: Session, job_id: int, keys: Collection[bytes]) -> set[bytes]:
+    """Those of ``keys`` that a job has seen. Changes nothing."""
+    rows = session.execute(KNOWN, {"job_id": job_id, "keys": array(sorted(keys))})
+    return {bytes(key) for key in rows.scalars()}
 
 
 FORGET = text("""

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any, NoReturn, TypeVar
 
+import httpx
 from redis.asyncio import Redis
 
 from models.database import make_engine
@@ -21,8 +22,9 @@ from worker.opt_outs import OptOuts
 from worker.politeness import Politeness
 from worker.presence import leaving, tell_aside
 from worker.shared import close_redis, open_redis
+from worker.sources.providing import Providers
 from worker.store import Store, open_store
-from worker.transport import GuardedTransport
+from worker.transport import GuardedTransport, make_client
 from worker.watchdog import Watchdog, Work
 
 REST_SECONDS = 0.05
@@ -70,9 +72,19 @@ class Child:
         return GuardedTransport(self.settings)
 
     @cached_property
+    def client(self) -> httpx.AsyncClient:
+        """The same door for whoever speaks httpx: it is closed with the transport."""
+        return make_client(self.transport, self.settings)
+
+    @cached_property
     def redis(self) -> Redis:
         """What workers share; made inside the running loop."""
         return open_redis(self.settings)
+
+    @cached_property
+    def providers(self) -> Providers:
+        """Who may be asked for images; made inside the running loop."""
+        return Providers(self.settings, self.client, self.redis)
 
     @cached_property
     def politeness(self) -> Politeness:

@@ -29,15 +29,18 @@ from models.workers import live_slots
 from worker.child import Child
 from worker.crawl import end_tasks
 from worker.presence import leaving
+from worker.sources.keywords import KeywordsSource
 from worker.sources.source import Found, Source, SourceError, SourceWait, Step
 from worker.writing import persist
 
-SOURCES: dict[SourceKind, Callable[[], Source]] = {}
+SOURCES: dict[SourceKind, Callable[[], Source]] = {SourceKind.KEYWORDS: KeywordsSource}
 STEP_CANDIDATES_MAX = 10_000
 SLOTS_MIN = 4
 """So many are reckoned with at the end of a source: workers may have been started together with the job."""
 LOOK_SECONDS = 0.5
 LEAVE_SECONDS = 0.1
+STEP_SECONDS_MAX = 60.0
+"""A step should take a sixth of it. One that takes longer has broken off."""
 ATTEMPTS_MAX = 50
 """So often in a row a step may come to nothing, lost or postponed, before its source ends: a day and a half."""
 BROKEN_ATTEMPTS_MAX = 8
@@ -102,7 +105,9 @@ class StepRun:
         """Ask, and look after the lease meanwhile. Raises LostStepError when there is a reason to stop before."""
         source = SOURCES[self.job.source_kind]()
         wanted = min(self.job.wanted, STEP_CANDIDATES_MAX)
-        asking = asyncio.ensure_future(source.step(self.child, self.job, wanted))
+        asking = asyncio.ensure_future(
+            asyncio.wait_for(source.step(self.child, self.job, wanted), STEP_SECONDS_MAX)
+        )
         tasks: list[asyncio.Future[Any]] = [asking, asyncio.ensure_future(self.keep_lease())]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -236,7 +236,7 @@ def _check_status(received: Received) -> None:
     status = received.status
     if status in _RECEIVED:
         return
-    wait_seconds = _retry_after(received.headers)
+    wait_seconds = read_retry_after(received.headers)
     if status == 429 or (status == 503 and wait_seconds is not None):
         raise TransferError(
             Reason.RATE_LIMITED,
@@ -252,7 +252,7 @@ def _check_status(received: Received) -> None:
     )
 
 
-def _retry_after(headers: Mapping[str, str]) -> float | None:
+def read_retry_after(headers: Mapping[str, str]) -> float | None:
     """Read Retry-After as seconds from now, in both its forms (RFC 9110, section 10.2.3)."""
     text = headers.get("Retry-After", "").strip()
     if text.isascii() and text.isdigit():
