@@ -1,5 +1,6 @@
-"""The words for licences, and the filter that a job sets with them. Knows no provider."""
+"""The words for licences: read from addresses and names, and the filter that a job sets. Knows no provider."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -12,6 +13,69 @@ GROUPS = {
     "open": frozenset({"cc0", "pdm", "by", "by-sa"}),
 }
 """What may be used commercially, what may be changed, and what may be both: open as by the Open Definition."""
+
+_CREATIVE_COMMONS = re.compile(
+    r"(?:https?:)?//(?:www\.)?creativecommons\.org/(.*)", re.IGNORECASE | re.DOTALL
+)
+_PATH = re.compile(r"(licenses|publicdomain)/([a-z-]+)(?:/(\d\.\d))?(?:[/?#].*)?", re.IGNORECASE | re.DOTALL)
+_VERSION = r"(?:[ -]*(?P<version>\d\.\d))?\b.*"
+_NAMES = {
+    "by": re.compile(
+        r"cc[ -](?P<parts>by(?:-(?:nc|nd|sa))*)(?!-?[a-z])" + _VERSION, re.IGNORECASE | re.DOTALL
+    ),
+    "cc0": re.compile(r"cc[ -]?(?:0|zero)" + _VERSION, re.IGNORECASE | re.DOTALL),
+    "pdm": re.compile(r"(?:public domain(?: mark)?|pdm?|cc[ -]pd)" + _VERSION, re.IGNORECASE | re.DOTALL),
+}
+_PUBLIC = {"zero": "cc0", "mark": "pdm", "publicdomain": "pdm"}
+
+
+@dataclass(frozen=True, slots=True)
+class Licence:
+    """What an image may be used under: one of WORDS or None, its version, and where it stands in full."""
+
+    word: str | None = None
+    version: str | None = None
+    url: str | None = None
+
+    def __str__(self) -> str:
+        """As in an attribution line: ``CC BY-SA 4.0``."""
+        if self.word is None:
+            return ""
+        name = {"cc0": "CC0", "pdm": "Public Domain Mark"}.get(self.word, f"CC {self.word.upper()}")
+        return f"{name} {self.version}" if self.version else name
+
+
+UNKNOWN = Licence()
+
+
+def licence_at(url: str) -> Licence:
+    """The licence that an address stands for; without a word when it is none of Creative Commons'.
+
+    Their addresses: https://wiki.creativecommons.org/wiki/License_Properties. A jurisdiction (``/3.0/de/``), a deed
+    and old orders of the parts (``by-nd-nc``) are as good.
+    """
+    found = _CREATIVE_COMMONS.fullmatch(url.strip())
+    path = _PATH.fullmatch(found[1]) if found else None
+    if path is None:
+        return Licence(url=url)
+    kind, name, version = path[1].lower(), path[2].lower(), path[3]
+    word = _PUBLIC.get(name) if kind == "publicdomain" or name == "publicdomain" else _word(name)
+    return Licence(word, version if word else None, url)
+
+
+def licence_named(name: str, url: str | None = None) -> Licence:
+    """The licence that a name stands for: ``CC BY-SA 3.0 de``, ``cc-by-2.0``, ``CC0``, ``Public domain``."""
+    for word, pattern in _NAMES.items():
+        if found := pattern.fullmatch(name.strip()):
+            known = _word(found["parts"].lower()) if word == "by" else word
+            return Licence(known, found["version"] if known else None, url)
+    return Licence(url=url)
+
+
+def _word(name: str) -> str | None:
+    """One of WORDS from the parts of a name in any order."""
+    parts = sorted(name.split("-"))
+    return next((word for word in WORDS if sorted(word.split("-")) == parts), None)
 
 
 @dataclass(frozen=True, slots=True)

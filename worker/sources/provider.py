@@ -122,7 +122,7 @@ class Provider(Protocol):
     pace: Pace
 
     def __init__(self, settings: Mapping[str, str]) -> None:
-        """Take PIXTRAWL_PROVIDER_<NAME>_<FIELD> as {field: value}.
+        """Take PIXTRAWL_PROVIDER_<NAME>_<FIELD> as {field: value}, and our ``user_agent``.
 
         Raises ProviderError, when a key is missing, say, and names the variable.
         """
