@@ -99,6 +99,11 @@ class SourceState(StrEnum):
     SATISFIED = "satisfied"
 
 
+OPEN_ENDED = f"""source_kind IN ({", ".join(f"'{kind.value}'" for kind in DISCOVERED)})
+    AND source_state IN ('{SourceState.SPLITTING.value}', '{SourceState.OPEN.value}')"""
+"""Nobody knows yet how many candidates a job will have."""
+
+
 class Project(Base):
     """A folder of jobs that belongs to one user."""
 

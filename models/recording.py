@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from models.about import NAMES, About
 from models.arrays import array
+from models.jobs import OPEN_ENDED
 from models.outcomes import Accepted, Outcome, Reason, Refused
 
 
@@ -251,14 +252,14 @@ def refuse_ranges(
     session.execute(INSERT_RANGES, {"job_id": job_id, **columns, "reason": reason.value, "detail": detail})
 
 
-COUNT_JOB = text("""
+COUNT_JOB = text(f"""
 UPDATE crawl_jobs SET
     valid_images = valid_images + :accepted,
     failed_images = failed_images + :failed,
     downloaded_images = downloaded_images + :downloaded,
     stored_bytes = stored_bytes + :stored_bytes,
     wire_bytes = wire_bytes + :wire_bytes,
-    failures = (SELECT coalesce(jsonb_object_agg(reason, count), '{}') FROM (
+    failures = (SELECT coalesce(jsonb_object_agg(reason, count), '{{}}') FROM (
         SELECT reason, sum(count) AS count FROM (
             SELECT key AS reason, CAST(value AS int) AS count FROM jsonb_each_text(crawl_jobs.failures)
             UNION ALL
@@ -268,7 +269,8 @@ UPDATE crawl_jobs SET
     completed_chunks = completed_chunks + :completed,
     failed_chunks = failed_chunks + :failed_chunks,
     progress = least(99, greatest(progress,
-        100 * CAST(valid_images + failed_images + :accepted + :failed AS bigint) / greatest(total_images, 1),
+        CASE WHEN {OPEN_ENDED} THEN 0 ELSE 100 * CAST(
+            valid_images + failed_images + :accepted + :failed AS bigint) / greatest(total_images, 1) END,
         100 * CAST(valid_images + :accepted AS bigint) / max_images))
 WHERE id = :job_id
 """)

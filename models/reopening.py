@@ -11,7 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from models.closing import being_closed
-from models.jobs import ChunkStatus
+from models.jobs import OPEN_ENDED, ChunkStatus
 from models.outcomes import Reason
 from models.recording import Tally, count_job
 
@@ -60,11 +60,12 @@ def lock_job(session: Session, job_id: int) -> RetryableJob:
     return RetryableJob(job_id, *row[:5])
 
 
-REOPEN_JOB = text("""
+REOPEN_JOB = text(f"""
 UPDATE crawl_jobs SET status = 'running', completed_at = NULL, cancelled_at = NULL,
     dispatched_at = CASE WHEN completed_at IS NULL THEN dispatched_at ELSE now() END,
     progress = least(99, greatest(
-        100 * CAST(valid_images + failed_images AS bigint) / greatest(total_images, 1),
+        CASE WHEN {OPEN_ENDED} THEN 0 ELSE
+            100 * CAST(valid_images + failed_images AS bigint) / greatest(total_images, 1) END,
         100 * CAST(valid_images AS bigint) / max_images))
 WHERE id = :job_id
 """)

@@ -20,8 +20,8 @@ JOB_COLUMNS = """
 SELECT j.id, j.name, p.id AS project_id, p.name AS project, u.email AS "user", j.status, j.blocked_reason,
     j.paused_at IS NOT NULL AS paused, j.cancelled_at IS NOT NULL AS cancelled,
     j.deleting_at IS NOT NULL AS deleting, j.progress, j.priority, j.verification,
-    j.max_images, j.total_images, j.downloaded_images, j.valid_images, j.failed_images, j.source_state,
-    j.source_detail,
+    j.max_images, j.total_images, j.downloaded_images, j.valid_images, j.failed_images,
+    j.source_kind, j.source_state, j.source_detail, j.source_wait, j.source_available_at, j.keywords,
     j.total_chunks, j.active_chunks, j.completed_chunks, j.failed_chunks, j.failures,
     jsonb_build_object('held', holds.held, 'charged', CASE WHEN j.source_kind IS NULL THEN 0
         ELSE CAST(j.valid_images AS bigint) * j.unit_price - holds.uncharged END) AS credits,

@@ -6,7 +6,7 @@ Progress goes to standard error: a live bar on a terminal, plain lines elsewhere
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, Self, TypeVar
@@ -21,16 +21,18 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from models.database import transaction, transient
-from models.jobs import JobStatus
+from models.jobs import DISCOVERED, JobStatus, SourceState
 from models.outcomes import Reason, Verification
 from models.reports import job_report, live_workers
 from scheduler.explain import explain
-from scheduler.printing import clipped, count, duration, place, size, state
+from scheduler.printing import clipped, count, duration, moment, place, size, state
 
+UNENDED = frozenset({SourceState.SPLITTING, SourceState.OPEN})
 ENDED = frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED})
 LOOK_SECONDS = 0.25
 PLAIN_SECONDS = 5
 HOSTS_SHOWN = 3
+SEARCHES_SHOWN = 12
 STATUSES_SHOWN = 3
 WINDOW_SECONDS = 10
 WORKERLESS_SECONDS = 15
@@ -108,6 +110,12 @@ class Watched:
         """The job's state in words, or why nothing happens."""
         if self.workerless and not job["paused"] and job["status"] not in ENDED:
             return "waiting: no worker is running (start `pixtrawl up`)"
+        if (
+            job["source_wait"]
+            and state(job) in {JobStatus.PENDING, JobStatus.RUNNING}
+            and not job["active_chunks"]
+        ):
+            return f"waiting until {moment(job['source_available_at'])}: {job['source_wait']}"
         return state(job)
 
     def pace(self, job: Mapping[str, Any]) -> Pace:
@@ -150,8 +158,11 @@ def fraction_done(job: Mapping[str, Any]) -> float:
     """Candidates with an outcome of all, or images of those wanted, whichever is further."""
     if job["status"] in ENDED:
         return 1.0
+    accepted = job["valid_images"] / job["max_images"]
+    if job["source_kind"] in DISCOVERED and job["source_state"] in UNENDED:
+        return float(accepted)  # Nobody knows how many candidates there will be.
     resolved = (job["valid_images"] + job["failed_images"]) / max(1, job["total_images"])
-    return float(max(resolved, job["valid_images"] / job["max_images"]))
+    return float(max(resolved, accepted))
 
 
 class Display(Protocol):
@@ -244,8 +255,8 @@ def summary(job: Mapping[str, Any]) -> RenderableType:
     unresolved = job["total_images"] - job["valid_images"] - job["failed_images"]
     if unresolved:
         table.add_row("  no outcome yet", count(unresolved), "")
-    if job["source_detail"]:
-        table.add_row("source", "", job["source_detail"])
+    if job["source_detail"] or job["source_wait"]:
+        table.add_row("source", "", job["source_detail"] or waiting(job))
     if job["ignored_opt_outs"]:
         table.add_row("opt-outs not obeyed", "", ", ".join(job["ignored_opt_outs"]))
     held = job["credits"]["held"]
@@ -253,8 +264,28 @@ def summary(job: Mapping[str, Any]) -> RenderableType:
         "credits charged", count(job["credits"]["charged"]), f"{count(held)} more held" if held else ""
     )
     where = Text(f"images in {place(job['store_url'] or '')}", overflow="fold")
+    searches = [by_keyword(job["searches"])] if job["searches"] else []
     hosts = [worst_hosts(job)] if job["hosts"] else []
-    return Group(title(job), table, *hosts, where, *[Text(hint["message"]) for hint in job["hints"]])
+    return Group(
+        title(job), table, *searches, *hosts, where, *[Text(hint["message"]) for hint in job["hints"]]
+    )
+
+
+def waiting(job: Mapping[str, Any]) -> str:
+    """Why a source yields nothing now, and until when."""
+    return f"{job['source_wait']}: it waits until {moment(job['source_available_at'])}"
+
+
+def by_keyword(searches: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """What each keyword brought: cat (openverse) 120 of 150 candidates, openverse has no more."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for search in searches[:SEARCHES_SHOWN]:
+        accepted = "?" if search["accepted"] is None else count(search["accepted"])
+        name = f"  {clipped(search['keyword'])} ({search['provider']})"
+        table.add_row(name, f"{accepted} of {count(search['candidates'])}", search["ended"] or "")
+    if len(searches) > SEARCHES_SHOWN:
+        table.add_row(f"  and {len(searches) - SEARCHES_SHOWN} more", "", "")
+    return Group("accepted by keyword", table)
 
 
 def shares(statuses: Mapping[str, int]) -> str:

@@ -17,6 +17,7 @@ from scheduler.progress import find_job, shares, title
 OUTCOMES = ("OUTCOME", "CANDIDATES", "SHARE", "MEAN MS", "STATUSES")
 FAILING = ("FAILING HOST", "FAILURES", "ACCEPTED", "MEAN MS", "REASONS")
 GIVING = ("GIVING HOST", "ACCEPTED", "FAILURES", "MEAN MS")
+SEARCHES = ("KEYWORD", "PROVIDER", "ACCEPTED", "CANDIDATES", "ENDED")
 NUMBERS = ("CANDIDATES", "SHARE", "MEAN MS", "FAILURES", "ACCEPTED")
 REASONS_SHOWN = 3
 
@@ -46,6 +47,7 @@ def report(job: int, hosts_max: int, as_json: bool) -> None:
         return
     print_rich(title(found))
     print_outcomes(document["outcomes"], found["total_images"])
+    print_searches(document["searches"])
     print_hosts(document)
     for hint in document["hints"]:
         print_rich(Text(hint["message"]))
@@ -64,6 +66,21 @@ def print_outcomes(outcomes: Mapping[str, Mapping[str, Any]], total: int) -> Non
         for name, outcome in outcomes.items()
     ]
     print_block(OUTCOMES, rows)
+
+
+def print_searches(searches: Sequence[Mapping[str, Any]]) -> None:
+    """What each keyword brought at each provider, if the job searches."""
+    rows = [
+        (
+            clipped(search["keyword"]),
+            search["provider"],
+            count(search["accepted"]),
+            count(search["candidates"]),
+            search["ended"] or "",
+        )
+        for search in searches
+    ]
+    print_block(SEARCHES, rows)
 
 
 def print_hosts(document: Mapping[str, Any]) -> None:

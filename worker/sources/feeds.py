@@ -71,7 +71,7 @@ class Feed:
 
 def about(feed: Feed, hit: Hit) -> About:
     """Whose it is, and under which terms: all that the provider says."""
-    licence = " ".join(part for part in (hit.licence, hit.licence_version) if part)
+    licence = hit.licence and f"{hit.licence} {hit.licence_version or ''}".rstrip()
     more = {
         "provider_id": hit.provider_id,
         "licence_url": hit.licence_url,
@@ -82,7 +82,7 @@ def about(feed: Feed, hit: Hit) -> About:
         keyword=feed.keyword,
         source_page=hit.source_page,
         provider=feed.provider,
-        licence=licence or None,
+        licence=licence,
         creator=hit.creator,
         metadata=bounded({name: value for name, value in more.items() if value is not None}),
     )
