@@ -36,12 +36,19 @@ class JobRequest:
     ignored_opt_outs: Collection[OptOut] = ()
     verification: Verification = Verification.FULL
 
+    @property
+    def keywords(self) -> str | None:
+        """What it searches for, as JSON."""
+        words = self.source.get("keywords")
+        return None if words is None else json.dumps(words)
+
 
 CREATE = text("""
 INSERT INTO crawl_jobs (project_id, name, priority, max_images, source_kind, source, total_images, unit_price,
-    fingerprint, store_url, ignored_opt_outs, verification, source_detail)
+    fingerprint, store_url, ignored_opt_outs, verification, source_detail, keywords)
 VALUES (:project_id, :name, :priority, :max_images, :source_kind, CAST(:source AS jsonb), :candidates,
-    :unit_price, :fingerprint, :store_url, CAST(:ignored_opt_outs AS jsonb), :verification, :source_detail)
+    :unit_price, :fingerprint, :store_url, CAST(:ignored_opt_outs AS jsonb), :verification, :source_detail,
+    CAST(:keywords AS jsonb))
 RETURNING id
 """)
 PLACE = text("UPDATE crawl_jobs SET store_url = :root || '/jobs/' || id WHERE id = :job_id")
@@ -62,6 +69,7 @@ def create_job(session: Session, request: JobRequest, store_root: str, *, folder
         "verification": request.verification.value,
         "store_url": folder,
         "source_detail": request.source.get("detail"),
+        "keywords": request.keywords,
         "ignored_opt_outs": json.dumps(sorted(request.ignored_opt_outs)),
     }
     job_id = int(session.execute(CREATE, parameters).scalar_one())

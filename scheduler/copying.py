@@ -51,9 +51,24 @@ class Copy:
     stem: str = field(default_factory=lambda: f"inputs/{uuid.uuid4()}")
 
     @property
+    def title(self) -> str:
+        """What a job of them is called."""
+        return ", ".join(one.name for one in self.inputs)
+
+    @property
+    def what(self) -> str:
+        """What the job does."""
+        return f"crawls {self.title}"
+
+    @property
     def candidates(self) -> int:
         """Candidates of all files."""
         return sum(file.candidates for file in self.files)
+
+    @property
+    def max_images(self) -> int:
+        """All of them, unless somebody wants fewer."""
+        return self.candidates
 
     @property
     def detail(self) -> str | None:

@@ -1,12 +1,13 @@
-"""From input files to a pending job: check everything, copy the input to the store, write one row.
+"""From a request to a pending job: check everything, copy an input to the store, write one row.
 
 A request that is refused leaves nothing behind: neither an object nor a row. The input is never in memory whole.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
@@ -14,14 +15,15 @@ from sqlalchemy.orm import Session
 from models.closing import being_closed
 from models.database import connection_lost, transaction
 from models.job_lifecycle import JobRequest, create_job
+from models.jobs import SourceKind
 from models.members import Owner, find_project, find_user, own_project
 from models.opt_outs import OptOut, read_opt_outs
 from models.outcomes import Verification
 from models.reports import account_report, find_same_request
 from models.settings import Settings
-from scheduler.copying import CANDIDATES_MAX, Copy, ListCopy, RequestError, TableCopy, copy_of
-from worker.inputs import STANDARD_INPUT, Input, storable
-from worker.store import open_store
+from scheduler.copying import CANDIDATES_MAX, Copy, RequestError, copy_of
+from worker.inputs import STANDARD_INPUT, storable
+from worker.store import Store, open_store
 from worker.tables.formats import TableOptions
 
 DEFAULT_PROJECT = "default"
@@ -55,10 +57,54 @@ class Wanted:
     ignored_opt_outs: tuple[OptOut, ...] = ()
 
 
+class Supply(Protocol):
+    """Where the candidates of a request come from: a Copy of inputs, or what a worker will ask the web for."""
+
+    @property
+    def kind(self) -> SourceKind:
+        """The job's kind of source."""
+        ...
+
+    @property
+    def title(self) -> str:
+        """What the job is called unless it has a name."""
+        ...
+
+    @property
+    def what(self) -> str:
+        """What the job does, in a few words."""
+        ...
+
+    @property
+    def candidates(self) -> int:
+        """So many are known now."""
+        ...
+
+    @property
+    def max_images(self) -> int:
+        """So many are wanted unless somebody says otherwise."""
+        ...
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """What the job's source needs."""
+        ...
+
+    @property
+    def content(self) -> list[object]:
+        """What tells whether two requests are for the same."""
+        ...
+
+    @property
+    def detail(self) -> str | None:
+        """What could not be read of it, for people."""
+        ...
+
+
 def submit(
     settings: Settings,
     engine: Engine,
-    inputs: Sequence[str],
+    given: Sequence[str] | Supply,
     *,
     name: str | None = None,
     project: str | None = None,
@@ -72,40 +118,50 @@ def submit(
     unique_urls: bool = False,
     reuse: bool = False,
 ) -> Submission:
-    """Make one job of ``inputs``, in their order: paths, URLs, or ``-`` for standard input.
+    """Make one job of what is ``given``: inputs in their order (paths, URLs, ``-`` for standard input) or a search.
 
     ``project`` is an id or a name (``default`` is made when it is missing), ``user`` the e-mail to act for,
-    ``max_images`` all candidates unless given, ``folder`` the URL of a folder that gets the images,
+    ``max_images`` all candidates of inputs unless given, ``folder`` the URL of a folder that gets the images,
     ``ignore_opt_outs`` a list of what is not obeyed, within what the operator allows. ``tables`` says what the
     names of files and columns do not, with ``unique_urls`` no URL is fetched twice. With ``reuse`` the newest job
     for the same input and options is returned instead of a second one.
 
     Raises RequestError when the request is refused, StoreError when the input cannot be stored.
     """
+    if isinstance(given, Sequence):
+        _check_inputs(given)
+        given = copy_of(settings, given, tables, unique_urls=unique_urls)
     wanted = Wanted(
-        name=storable(name)
-        if name is not None
-        else ", ".join(Input(given, settings).name for given in inputs)[:NAME_LENGTH_MAX],
+        name=given.title[:NAME_LENGTH_MAX] if name is None else storable(name),
         max_images=max_images,
         priority=priority,
         folder=folder,
         ignored_opt_outs=check_ignored(settings, ignore_opt_outs),
         verification=verification,
     )
-    _check_options(inputs, wanted)
-    copy = copy_of(settings, inputs, tables, unique_urls=unique_urls)
-    with transaction(engine) as session:
-        _find_owner(session, settings, project, user)
-    store = open_store(settings.store)
-    store.put_stream(copy.name, copy.blocks())
-    try:
-        store.sync()
+    _check_options(wanted)
+
+    def place() -> Submission:
         with transaction(engine) as session:
-            owner = _find_owner(session, settings, project, user)
+            owner = find_owner(session, settings, project, user)
             if owner.project_id == NO_PROJECT:
                 project_id = own_project(session, owner.user_id, owner.project_name)
                 owner = replace(owner, project_id=project_id)
-            submission = _create(session, settings, owner, wanted, copy, reuse=reuse)
+            return _create(session, settings, owner, wanted, given, reuse=reuse)
+
+    if not isinstance(given, Copy):
+        return place()
+    with transaction(engine) as session:
+        find_owner(session, settings, project, user)
+    return _place_with(open_store(settings.store), given, place)
+
+
+def _place_with(store: Store, copy: Copy, place: Callable[[], Submission]) -> Submission:
+    """Store the inputs, and the job after: whatever happens, no copy is left without one."""
+    store.put_stream(copy.name, copy.blocks())
+    try:
+        store.sync()
+        submission = place()
     except Exception as error:
         # After a lost connection nobody knows whether the job is there, and a job needs its input.
         if not connection_lost(error):
@@ -117,47 +173,41 @@ def submit(
 
 
 def _create(
-    session: Session,
-    settings: Settings,
-    owner: Owner,
-    wanted: Wanted,
-    copy: ListCopy | TableCopy,
-    *,
-    reuse: bool,
+    session: Session, settings: Settings, owner: Owner, wanted: Wanted, supply: Supply, *, reuse: bool
 ) -> Submission:
     """Write the row, unless ``reuse`` finds one for the same request."""
-    max_images = wanted.max_images or copy.candidates
+    max_images = wanted.max_images or supply.max_images
     options: list[object] = [owner.project_id, max_images, wanted.priority, wanted.folder]
     if wanted.ignored_opt_outs:
         options.append(wanted.ignored_opt_outs)
     if wanted.verification is not Verification.FULL:  # So that jobs from before there was a choice are found.
         options.append(wanted.verification)
-    if copy.unique_urls:
+    if supply.source.get("unique_urls"):
         options.append("unique_urls")
-    fingerprint = _fingerprint(copy, options)
+    fingerprint = _fingerprint(supply, options)
     same = find_same_request(session, owner.project_id, fingerprint) if reuse else None
     if same is not None:
-        return Submission(same, copy.candidates, owner.project_name, existing=True, detail=copy.detail)
+        return Submission(same, supply.candidates, owner.project_name, existing=True, detail=supply.detail)
     request = JobRequest(
         project_id=owner.project_id,
         name=wanted.name,
         priority=wanted.priority,
         max_images=max_images,
-        source_kind=copy.kind,
-        source=copy.source,
-        candidates=copy.candidates,
+        source_kind=supply.kind,
+        source=supply.source,
+        candidates=supply.candidates,
         unit_price=settings.credits_per_image,
         fingerprint=fingerprint,
         ignored_opt_outs=wanted.ignored_opt_outs,
         verification=wanted.verification,
     )
     job_id = create_job(session, request, settings.store, folder=wanted.folder)
-    return Submission(job_id, copy.candidates, owner.project_name, detail=copy.detail)
+    return Submission(job_id, supply.candidates, owner.project_name, detail=supply.detail)
 
 
-def _fingerprint(copy: Copy, options: Sequence[object]) -> str:
+def _fingerprint(supply: Supply, options: Sequence[object]) -> str:
     """Tells whether two requests ask for the same: content, where its files end, and options; not the names."""
-    return hashlib.sha256(json.dumps([*copy.content, *options]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([*supply.content, *options]).encode()).hexdigest()
 
 
 def check_ignored(settings: Settings, given: str) -> tuple[OptOut, ...]:
@@ -175,23 +225,31 @@ def check_ignored(settings: Settings, given: str) -> tuple[OptOut, ...]:
     return wanted
 
 
-def _check_options(inputs: Sequence[str], wanted: Wanted) -> None:
-    """Refuse what needs neither the database nor the input to be seen."""
+def _check_inputs(inputs: Sequence[str]) -> None:
     if not inputs:
         raise RequestError("There is no input: give a file of URLs, one a line, or - for standard input.")
     if list(inputs).count(STANDARD_INPUT) > 1:
         raise RequestError("Standard input (-) can be given only once.")
+
+
+def _check_options(wanted: Wanted) -> None:
+    """Refuse what needs neither the database nor the input to be seen."""
     if not wanted.name.strip() or len(wanted.name) > NAME_LENGTH_MAX or "\0" in wanted.name:
         raise RequestError(
             f"A job's name has 1 to {NAME_LENGTH_MAX} characters; this one has {len(wanted.name)}."
         )
     if wanted.priority not in PRIORITIES:
         raise RequestError(f"The priority is 0 to 10 (10 most urgent), not {wanted.priority}.")
-    if wanted.max_images is not None and not 1 <= wanted.max_images <= CANDIDATES_MAX:
-        raise RequestError(f"The number of images is 1 to {CANDIDATES_MAX:,}, not {wanted.max_images:,}.")
+    check_max_images(wanted.max_images)
 
 
-def _find_owner(session: Session, settings: Settings, project: str | None, user: str | None) -> Owner:
+def check_max_images(number: int | None) -> None:
+    """Raises RequestError for what is no number of images."""
+    if number is not None and not 1 <= number <= CANDIDATES_MAX:
+        raise RequestError(f"The number of images is 1 to {CANDIDATES_MAX:,}, not {number:,}.")
+
+
+def find_owner(session: Session, settings: Settings, project: str | None, user: str | None) -> Owner:
     """Whose project it is, able to pay for one image at least; its id is NO_PROJECT when it has to be made."""
     email = user or settings.user
     user_id = find_user(session, email)

@@ -1,20 +1,25 @@
-"""``pixtrawl run``: from a list of URLs to images on disk in one command. Holds no logic of crawling."""
+"""``pixtrawl run``: from URLs, or a search, to images on disk in one command. Holds no logic of crawling."""
 
 import itertools
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from models.jobs import BlockedReason, JobStatus
 from models.outcomes import Verification
 from models.settings import Settings, read_settings
-from scheduler.commands.options import ignore_opt_outs_option, json_option, table_options, verify_option
+from scheduler.commands.asked import Asked, asked_options, begun, max_images_option
+from scheduler.commands.options import ignore_opt_outs_option, json_option, verify_option
+from scheduler.commands.preview import show_preview
 from scheduler.interrupts import INTERRUPTED
 from scheduler.printing import counted, print_json, print_rich, state
-from worker.tables.formats import Format, TableOptions
+from worker.tables.formats import TableOptions
+
+if TYPE_CHECKING:
+    from scheduler.enqueue import Supply
 
 FAILED = 1
 WAY_OUT = {
@@ -24,20 +29,19 @@ WAY_OUT = {
 
 
 @click.command()
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT…")
+@asked_options
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the images.  [default: the store]")
 @click.option("--name", help="Name of the job.  [default: the name of the input]")
 @click.option("--project", help="Project by name or number.  [default: default]")
-@click.option("--max-images", type=click.IntRange(1), help="Stop at so many accepted images.")
+@max_images_option
 @click.option("--priority", type=click.IntRange(0, 10), default=5, help="10 is most urgent.  [default: 5]")
 @click.option("--concurrency", type=click.IntRange(1, 1024), help="Chunks at once.  [default: processors]")
 @click.option("--again", is_flag=True, help="Crawl anew, whatever was crawled before.")
-@table_options
 @ignore_opt_outs_option
 @verify_option
 @json_option
 def run(
-    inputs: tuple[str, ...],
+    asked: Asked,
     out: Path | None,
     name: str | None,
     project: str | None,
@@ -45,24 +49,20 @@ def run(
     priority: int,
     concurrency: int | None,
     again: bool,
-    table_format: str | None,
-    url_column: str | None,
-    hash_column: str | None,
-    unique_urls: bool,
     ignore_opt_outs: str,
     verify: str,
     as_json: bool,
 ) -> int:
-    """Crawl the URLs in INPUT (a list, one a line; csv, tsv, json, jsonl, parquet; - for standard input) and wait
-    for the end.
+    """Crawl the URLs in INPUT (a list, one a line; csv, tsv, json, jsonl, parquet; - for standard input), or what a
+    search finds (-k), and wait for the end.
 
     The same command again resumes a job that was interrupted. Starts everything that it needs.
     """
     from scheduler.enqueue import check_ignored
 
     settings = read_settings()
-    tables = TableOptions(Format(table_format) if table_format else None, url_column, hash_column)
-    check_inputs(settings, inputs, tables)
+    given = asked.given(settings)
+    check_inputs(settings, asked.inputs, asked.tables)
     check_ignored(settings, ignore_opt_outs)
     folder = prepare_folder(out) if out is not None else None
     options = {
@@ -72,15 +72,17 @@ def run(
         "priority": priority,
         "ignore_opt_outs": ignore_opt_outs,
         "verification": Verification(verify),
-        "tables": tables,
-        "unique_urls": unique_urls,
+        "tables": asked.tables,
+        "unique_urls": asked.unique_urls,
     }
-    return crawl(settings, inputs, options, folder, concurrency=concurrency, again=again, as_json=as_json)
+    if asked.dry_run:
+        return show_preview(asked, project, None, max_images, as_json=as_json)
+    return crawl(settings, given, options, folder, concurrency=concurrency, again=again, as_json=as_json)
 
 
 def crawl(
     settings: Settings,
-    inputs: Sequence[str],
+    given: "Sequence[str] | Supply",
     options: dict[str, Any],
     folder: str | None,
     *,
@@ -96,7 +98,7 @@ def crawl(
     try:
         with running(settings, concurrency, say) as system:
             submission = submit(
-                system.settings, system.engine, inputs, folder=folder, reuse=not again, **options
+                system.settings, system.engine, given, folder=folder, reuse=not again, **options
             )
             if submission.existing:
                 job = find_job(system.engine, submission.job_id)
@@ -104,7 +106,7 @@ def crawl(
                     raise click.UsageError(f"{describe(job)} To crawl the same input anew, add --again.")
                 say(f"{describe(job)} It goes on where it stopped.")
             else:
-                say(f"Job {submission.job_id}: {counted(submission.candidates, 'candidate')}.")
+                say(f"Job {submission.job_id}: {begun(given, submission, options['max_images'])}.")
             if submission.detail:
                 say(f"{submission.detail}. What was read before is crawled.")
             job = system.follow(submission.job_id)

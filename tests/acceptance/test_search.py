@@ -1,5 +1,6 @@
 """A search with a real scheduler and real workers, one of which is killed while it asks."""
 
+import json
 import os
 import signal
 
@@ -7,7 +8,7 @@ import pytest
 
 from tests.support.crawling import check_books, new_job, query, read_job
 from tests.support.fleet import Fleet, ended
-from tests.support.processes import until
+from tests.support.processes import call, environment, until
 from tests.support.shop import ShopServer, hit, offer
 from tests.support.site import Site
 
@@ -70,3 +71,28 @@ def test_a_worker_killed_while_it_asks_costs_a_repeat_of_its_step(
     assert len(tried) == len(set(tried)) == row["total_images"]
     assert sorted({page for _, _, page in shop.log}) == list(range(1, len(shop.log)))
     check_books(engine)
+
+
+def test_one_command_searches_and_crawls(tmp_path, site) -> None:
+    """``run -k`` ends with the images of each keyword; the same again is the same job, and says so."""
+    stock = {
+        word: [hit(f"{site.url}/free/{first + number}", first + number) for number in range(40)]
+        for word, first in (("cat", 0), ("red panda", 100))
+    }
+    shell = environment(tmp_path / "home", host_transfers=500)
+    with ShopServer(stock) as shop:
+        shell |= {"PYTHONPATH": offer(tmp_path / "packages"), "PIXTRAWL_PROVIDER_SHOP_URL": shop.url}
+        words = ("run", "-k", "cat", "-k", "red panda", "--provider", "shop", "-n", 30)
+        first = call(tmp_path, shell, *words, "--json")
+        again = call(tmp_path, shell, *words)
+    assert first.process.returncode == 0, first.errors
+    job = json.loads(first.output)
+    assert (job["status"], job["valid_images"], job["source_detail"]) == (
+        "completed",
+        30,
+        "max_images is met",
+    )
+    searches = [(one["keyword"], one["provider"], one["accepted"]) for one in job["searches"]]
+    assert searches == [("cat", "shop", 15), ("red panda", "shop", 15)]
+    assert again.process.returncode == 2
+    assert "--again" in again.errors

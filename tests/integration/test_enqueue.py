@@ -121,7 +121,7 @@ REFUSED_REQUESTS = {
     "unknown project": (["good.txt", "--project", "fish"], "There is no project fish"),
     "unknown project id": (["good.txt", "--project", "9999"], "There is no project 9999"),
     "unknown user": (["good.txt", "--user", "eve@example.invalid"], "There is no user eve@example.invalid"),
-    "no input": ([], "Missing argument 'INPUT...'"),
+    "no input": ([], "There is nothing to crawl"),
 }
 
 
