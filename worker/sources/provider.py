@@ -154,13 +154,14 @@ def open_provider(name: str, settings: Settings) -> Provider:
     if name not in offered:
         known = ", ".join(offered) or "none: install this package properly"
         raise ProviderError(f"no installed package offers the provider {name!r}; there is {known}")
-    given = settings.providers.get(name, {})
+    fields = {field: word.get_secret_value() for field, word in settings.providers.get(name, {}).items()}
     try:
-        provider: Provider = offered[name].load()(
-            {field: word.get_secret_value() for field, word in given.items()}
-        )
-    except (ImportError, AttributeError, TypeError) as error:
+        provider: Provider = offered[name].load()({**fields, "user_agent": settings.user_agent})
+    except ProviderError:
+        raise
+    except Exception as error:  # Nobody can foresee what somebody else's package raises.
+        why = str(error) or type(error).__name__
         raise ProviderError(
-            f"the provider {name!r} ({offered[name].value}) cannot be loaded: {error}"
+            f"the provider {name!r} ({offered[name].value}) cannot be loaded: {why}"
         ) from error
     return provider
