@@ -125,6 +125,8 @@ def test_items_that_cannot_be_had_are_passed_over():
             "item-1/cat.jpg",
             "item-7/cat.jpg",
         ]
+        asked = sorted(asked.path for asked in api.asked if asked.path != SCRAPE)
+        assert asked == [f"/metadata/item-{number}" for number in (1, 2, 5, 6, 7, 8)]
 
 
 def test_a_refusal_keeps_what_came_before():

@@ -146,6 +146,7 @@ def test_odd_items_cost_only_themselves():
         europeana_item(2, edmIsShownBy=[]),
         europeana_item(3, edmIsShownBy=["images/3.jpg"]),
         europeana_item(4, id=None),
+        europeana_item(6, edmIsShownBy=[None, {}, "https://cdn.example.org/6.jpg?a=1&amp;b=" + "c" * 2000]),
         europeana_item(
             5,
             edmIsShownBy="//cdn.example.org/5.jpg",
@@ -158,7 +159,8 @@ def test_odd_items_cost_only_themselves():
     with EuropeanaApi() as api:
         api.first.append(Said({"success": True, "items": odd}))
         page = ask_once(europeana(api))
-    assert page.hits == [
+    assert page.hits[0].url == "https://cdn.example.org/6.jpg?a=1&amp;b=" + "c" * 2000
+    assert page.hits[1:] == [
         Hit(
             url="https://cdn.example.org/5.jpg",
             provider_id="/9200365/item_5",

@@ -49,7 +49,7 @@ def test_pages_of_500_are_walked_to_their_last():
 
 def test_no_more_than_4000_are_asked_for():
     """Behind them Flickr repeats itself."""
-    with FlickrApi([flickr_photo(number) for number in range(5000)]) as api:
+    with FlickrApi([flickr_photo(number) for number in range(4200)]) as api:
         hits = hits_of(walk(flickr(api)))
     assert len(hits) == len({hit.provider_id for hit in hits}) == 4000
 
@@ -118,7 +118,7 @@ def test_the_largest_size_that_is_given_away_is_taken():
     photos = [
         flickr_photo(1, url_o=None),
         flickr_photo(2, url_o="", url_l=None, url_c="https://live.staticflickr.com/2_c.jpg", width_c=800),
-        flickr_photo(3, url_o=None, url_l=None),
+        flickr_photo(3, url_o=None, url_l="/3_l.jpg"),
         flickr_photo(4, url_o="/4_o.jpg"),
         flickr_photo(5, owner=None, title={"_content": "x"}, ownername=None, license=4),
     ]
@@ -129,9 +129,10 @@ def test_the_largest_size_that_is_given_away_is_taken():
     assert [(hit.provider_id, hit.url.rpartition("_")[2], hit.width) for hit in hits] == [
         ("1", "l.jpg", 1024),
         ("2", "c.jpg", 800),
+        ("4", "l.jpg", 1024),
         ("5", "o.jpg", 4000),
     ]
-    assert (hits[2].source_page, hits[2].attribution, hits[2].licence) == (None, None, "by")
+    assert (hits[3].source_page, hits[3].attribution, hits[3].licence) == (None, None, "by")
 
 
 def test_nothing_found_is_one_empty_page():

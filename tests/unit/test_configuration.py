@@ -104,6 +104,7 @@ def test_what_a_provider_is_given_has_a_variable_for_each_field(monkeypatch):
     monkeypatch.setenv("PIXTRAWL_PROVIDER_FLICKR_KEY", '{"a": 1}')
     monkeypatch.setenv("PIXTRAWL_PROVIDER_FLICKR", "no field")
     given = read_settings().providers
+    assert "123" not in repr(given)
     assert {
         name: {field: word.get_secret_value() for field, word in fields.items()}
         for name, fields in given.items()

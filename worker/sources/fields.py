@@ -5,7 +5,7 @@ its documented form ends the source with one sentence.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from html.parser import HTMLParser
 from typing import Any
 
@@ -15,6 +15,9 @@ from worker.sources.licences import UNKNOWN, Licence
 from worker.sources.provider import Hit, ProviderError
 
 TEXT_MAX = 1000
+RAW_MAX = 20 * TEXT_MAX
+"""Of a longer field only so much is looked at."""
+LISTED_MAX = 10
 WHOLE_MAX = 2**31 - 1
 _MARKUP = re.compile(r"</?[a-zA-Z!][^>]*>|&(?:#\d+|#x[0-9a-fA-F]+|[a-zA-Z]+);")
 _SHA1 = re.compile(r"[0-9a-f]{40}", re.IGNORECASE)
@@ -71,12 +74,13 @@ def _attribution(title: str | None, creator: str | None, licence: Licence, page:
 
 def text(value: Any) -> str | None:
     """A field as plain text in one line, at most TEXT_MAX characters; of a list the first that is any."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return next((found for found in map(text, value[:100]) if found), None)
+    if isinstance(value, list):
+        return next((found for found in map(text, _plain(value)) if found), None)
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str):
         return None
+    value = value[:RAW_MAX]
     if _MARKUP.search(value):
         value = _Words.of(value)
     # What JSON may hold and PostgreSQL may not: NUL, and halves of surrogate pairs.
@@ -87,9 +91,14 @@ def text(value: Any) -> str | None:
 
 def texts(value: Any) -> str | None:
     """All of a list that is text, ``A, B``; of anything else its text."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return text(", ".join(found for found in map(text, value[:10]) if found))
+    if isinstance(value, list):
+        return text(", ".join(found for found in map(text, _plain(value)) if found))
     return text(value)
+
+
+def _plain(values: list[Any]) -> list[str | int | float]:
+    """The first of a list that are no lists or objects themselves."""
+    return [value for value in values[:LISTED_MAX] if isinstance(value, str | int | float)]
 
 
 class _Words(HTMLParser):

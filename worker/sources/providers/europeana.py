@@ -8,7 +8,17 @@ licence.
 from collections.abc import Mapping
 from typing import Any
 
-from worker.sources.fields import escape_query, given, list_in, make_hit, needed, text, texts, variable
+from worker.sources.fields import (
+    escape_query,
+    given,
+    list_in,
+    make_hit,
+    needed,
+    text,
+    texts,
+    variable,
+    web_address,
+)
 from worker.sources.licences import licence_at
 from worker.sources.provider import Answer, Ask, Hit, Licences, Pace, Page, ProviderError
 
@@ -85,8 +95,9 @@ def _hit(item: Any) -> Hit | None:
     title, page = text(item.get("title")), f"https://www.europeana.eu/item{identity}" if identity else None
     licence = licence_at(text(item.get("rights")) or "")
     named = f'"{title or "Untitled"}"' + (f" by {creator}" if creator else "")
+    shown = item.get("edmIsShownBy")
     return make_hit(
-        url=text(item.get("edmIsShownBy")),
+        url=next(filter(web_address, shown), None) if isinstance(shown, list) else shown,
         provider_id=identity,
         source_page=page,
         licence=licence,

@@ -9,7 +9,17 @@ owner named; photographs with all rights reserved are not asked for at all.
 from collections.abc import Mapping
 from typing import Any
 
-from worker.sources.fields import given, list_in, make_hit, needed, objects, text, variable, whole
+from worker.sources.fields import (
+    given,
+    list_in,
+    make_hit,
+    needed,
+    objects,
+    text,
+    variable,
+    web_address,
+    whole,
+)
 from worker.sources.licences import UNKNOWN, Licence, licence_at
 from worker.sources.provider import Answer, Ask, Hit, Licences, Pace, Page, ProviderError, ProviderWait
 
@@ -115,7 +125,7 @@ def _licence(url: str) -> Licence:
 
 def _hit(photo: Mapping[str, Any], known: Mapping[str, Licence]) -> Hit | None:
     """A photograph in the largest size that its owner gives away; None when there is none."""
-    size = next((size for size in SIZES if photo.get(f"url_{size}")), None)
+    size = next((size for size in SIZES if web_address(photo.get(f"url_{size}"))), None)
     identity, owner = text(photo.get("id")), text(photo.get("owner"))
     return make_hit(
         url=photo.get(f"url_{size}"),

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from worker.sources.calls import ask_each
-from worker.sources.fields import given, list_in, make_hit, text
+from worker.sources.fields import given, list_in, make_hit, text, web_address
 from worker.sources.licences import Licence
 from worker.sources.provider import Answer, Ask, Hit, Licences, Pace, Page, ProviderError, ProviderWait
 
@@ -85,7 +85,7 @@ def _hits(record: Any) -> list[Hit]:
         text(record.get("title")),
         text(record.get("artistDisplayName")),
     )
-    page = text(record.get("objectURL"))
+    page = web_address(record.get("objectURL"))
     named = f'"{title or "Untitled"}"' + (f" by {artist}" if artist else "")
     line = ", ".join(part for part in (named, "The Metropolitan Museum of Art", str(CC0), page) if part)
     found = (
