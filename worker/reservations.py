@@ -6,13 +6,15 @@ noimageai are DeviantArt's. The TDM Reservation Protocol is a final report of a 
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Self
 
 from worker.robots import EVERYBODY, FILE_BYTES_MAX, PathPattern
 
 REFUSING = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
 """Directives by which an image must not be collected; ``none`` is ``noindex, nofollow``."""
+NOT_FOLLOWING = frozenset({"nofollow", "none"})
+"""Directives by which the links of a page must not be followed."""
 RESERVATION = "tdm-reservation"
 POLICY = "tdm-policy"
 TDM_RULES_MAX = 1000
@@ -43,8 +45,20 @@ _EVERYBODY = frozenset({EVERYBODY, "robots"})
 def refused_for(tags: Iterable[str], token: str) -> tuple[str, str] | None:
     """The first X-Robots-Tag value that refuses a crawler, and for whom it does; None when there is none.
 
-    A value is a list of directives. A crawler's name and a colon in it say for whom the rest of it is. The most
-    restrictive value counts: what is said to everybody is said to us, too.
+    The most restrictive value counts: what is said to everybody is said to us, too.
+    """
+    return next(((tag, agent) for tag, agent, words in _said_to(tags, token) if words & REFUSING), None)
+
+
+def forbids_following(tags: Iterable[str], token: str) -> bool:
+    """Whether an X-Robots-Tag value, or the content of a robots meta element, lets a crawler follow no link."""
+    return any(words & NOT_FOLLOWING for _, _, words in _said_to(tags, token))
+
+
+def _said_to(tags: Iterable[str], token: str) -> Iterator[tuple[str, str, set[str]]]:
+    """The value, the name it is said to, and the words of each directive that is meant for a crawler.
+
+    A value is a list of directives. A crawler's name and a colon in it say for whom the rest of it is.
     """
     for tag in tags:
         agent = EVERYBODY
@@ -53,10 +67,8 @@ def refused_for(tags: Iterable[str], token: str) -> tuple[str, str] | None:
             if colon and words.strip() not in _DIRECTIVES:
                 named = _AGENT.fullmatch(words.strip())
                 agent, words = (named[1], rest) if named else (agent, "")
-            ours = agent in _EVERYBODY or agent == token
-            if ours and not REFUSING.isdisjoint(re.split(r"[\s:]+", words)):
-                return tag, agent
-    return None
+            if agent in _EVERYBODY or agent == token:
+                yield tag, agent, set(re.split(r"[\s:]+", words))
 
 
 def reserves(value: object) -> bool:
