@@ -47,6 +47,8 @@ PURPOSES = {
     "ix_notifications_billed_job": "whether a job's owner was told that it is blocked",
     "ix_notifications_user_id_created_at": "a user's newest notifications",
     "ix_notifications_user_id_is_read": "a user's unread notifications",
+    "ix_pages_pattern": "how many pages of one kind a crawl has read, and whether they still bring anything",
+    "ix_pages_pending": "the pages that are read next",
     "ix_profiles_user_tier": "users with one subscription",
     "uq_api_keys_key_hash": "the key that a request carries",
     "uq_credit_accounts_user_id": "one account for each user",

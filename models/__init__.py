@@ -9,6 +9,7 @@ from models.images import Failure, Image
 from models.jobs import CrawlJob, JobChunk, Project
 from models.leadership import Leadership
 from models.notifications import Notification, NotificationPreference
+from models.pages import Page
 from models.people import ActivityLog, APIKey, Profile, UsageMetric
 from models.rules import declare_rules
 from models.seen import SeenKey
@@ -29,6 +30,7 @@ __all__ = [
     "Leadership",
     "Notification",
     "NotificationPreference",
+    "Page",
     "Profile",
     "Project",
     "SeenKey",

@@ -209,6 +209,7 @@ DELETE FROM crawl_jobs j WHERE j.id = :job_id
     AND NOT EXISTS (SELECT FROM images i WHERE i.crawl_job_id = j.id)
     AND NOT EXISTS (SELECT FROM failures f WHERE f.job_id = j.id)
     AND NOT EXISTS (SELECT FROM seen_keys s WHERE s.job_id = j.id)
+    AND NOT EXISTS (SELECT FROM pages g WHERE g.job_id = j.id)
 RETURNING j.id
 """)
 

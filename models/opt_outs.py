@@ -33,6 +33,8 @@ class Declaration(StrEnum):
     X_ROBOTS_TAG = "x-robots-tag"
     TDM_HEADER = "tdm-header"
     TDMREP_JSON = "tdmrep.json"
+    ROBOTS_META = "robots-meta"
+    TDM_META = "tdm-meta"
 
 
 LINE_CHARACTERS_MAX = 1000

@@ -21,6 +21,7 @@ TABLES = (
     "images",
     "failures",
     "seen_keys",
+    "pages",
     "crawl_jobs",
     "projects",
     *closing.RECORDS,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from sqlalchemy.orm import Session
 
-from models import closing, folders, seen
+from models import closing, folders, frontier, seen
 from models.closing import ClosingJob, NamedObject
 from models.settings import Settings
 from scheduler.batches import Batches
@@ -76,6 +76,7 @@ class JobCloser:
             return
         self.batches.drain("failures", closing.delete_failures, job.id)
         self.batches.drain("seen_keys", seen.delete_seen, job.id)
+        self.batches.drain("pages", frontier.delete_pages, job.id)
         if own:
             for discarded in discard_prefix(self.store, prefix):
                 self.batches.count_objects(discarded)

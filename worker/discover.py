@@ -30,10 +30,14 @@ from worker.child import Child
 from worker.crawl import end_tasks
 from worker.presence import leaving
 from worker.sources.keywords import KeywordsSource
+from worker.sources.pages import PagesSource
 from worker.sources.source import Found, Source, SourceError, SourceWait, Step
 from worker.writing import persist
 
-SOURCES: dict[SourceKind, Callable[[], Source]] = {SourceKind.KEYWORDS: KeywordsSource}
+SOURCES: dict[SourceKind, Callable[[], Source]] = {
+    SourceKind.KEYWORDS: KeywordsSource,
+    SourceKind.PAGES: PagesSource,
+}
 STEP_CANDIDATES_MAX = 10_000
 SLOTS_MIN = 4
 """So many are reckoned with at the end of a source: workers may have been started together with the job."""

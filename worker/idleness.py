@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from worker.transfers import Transfers
 
@@ -45,7 +46,7 @@ class Idleness:
         self._busy = 1.0
         self._looked_at = 0.0
 
-    async def look(self, transfers: Transfers, others_wait: Callable[[], Awaitable[bool]]) -> float:
+    async def look(self, transfers: Transfers[Any], others_wait: Callable[[], Awaitable[bool]]) -> float:
         """For how many seconds the chunk is to be parked; 0: it goes on.
 
         One that does a little now and then gives way only to others.

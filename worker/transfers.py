@@ -1,4 +1,4 @@
-"""Many candidates at once, each to one outcome, and none at a host that may not be asked now.
+"""Many candidates at once, each to one result, and none at a host that may not be asked now.
 
 A candidate whose host has no turn for it waits here and takes up nothing. Knows nothing of chunks, rows or money.
 """
@@ -9,28 +9,31 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from itertools import count
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
-from models.outcomes import Candidate, Outcome
+from models.outcomes import Candidate
 from worker.host import Host, Turn
 from worker.politeness import Politeness
 from worker.visit import Visit
 
-
-class Crawler(Protocol):
-    """What becomes of candidates."""
-
-    def begin(self, candidate: Candidate) -> Visit | Outcome:
-        """Let a candidate begin; its outcome if it cannot."""
-
-    async def crawl_visit(self, visit: Visit, turn: Turn) -> Outcome | float:
-        """Use one turn of a visit: its outcome, or in how many seconds it wants another."""
-
-    def closed(self, visit: Visit, host: Host) -> Outcome:
-        """The outcome of a visit whose host nobody asks at present."""
+Result = TypeVar("Result")
+Result_co = TypeVar("Result_co", covariant=True)
 
 
-class Transfers:
+class Crawler(Protocol[Result_co]):
+    """What becomes of candidates: outcomes, or for those that are pages whatever these bring."""
+
+    def begin(self, candidate: Candidate) -> Visit | Result_co:
+        """Let a candidate begin; its result if it cannot."""
+
+    async def crawl_visit(self, visit: Visit, turn: Turn) -> Result_co | float:
+        """Use one turn of a visit: its result, or in how many seconds it wants another."""
+
+    def closed(self, visit: Visit, host: Host) -> Result_co:
+        """The result of a visit whose host nobody asks at present."""
+
+
+class Transfers(Generic[Result]):
     """Crawls candidates, at most ``at_once`` together, at each host in their order.
 
     ``outcomes`` collects what is done until ``take`` is called, ``finished`` counts it. The first exception of the
@@ -38,9 +41,9 @@ class Transfers:
     """
 
     def __init__(
-        self, candidates: Iterable[Candidate], crawler: Crawler, politeness: Politeness, at_once: int
+        self, candidates: Iterable[Candidate], crawler: Crawler[Result], politeness: Politeness, at_once: int
     ) -> None:
-        self.outcomes: list[Outcome] = []
+        self.outcomes: list[Result] = []
         self.finished = 0
         self.stopping = False
         self._crawler = crawler
@@ -56,7 +59,7 @@ class Transfers:
         self._due: set[str] = set()
         """Hosts in that heap."""
         self._numbers = count()
-        self._running: dict[asyncio.Task[Outcome | float], tuple[Visit, Turn]] = {}
+        self._running: dict[asyncio.Task[Result | float], tuple[Visit, Turn]] = {}
         self._errors: list[BaseException] = []
         self._changed = asyncio.Event()
         self._alarm: asyncio.TimerHandle | None = None
@@ -123,10 +126,14 @@ class Transfers:
             raise self._errors[0]
         return self._done()
 
-    def take(self) -> list[Outcome]:
+    def take(self) -> list[Result]:
         """The outcomes since the last call."""
         taken, self.outcomes = self.outcomes, []
         return taken
+
+    def start_no_more(self) -> None:
+        """Let what is being transferred end, and nothing else begin."""
+        self._at_once = 0
 
     def cancel(self) -> None:
         """Start no more and cancel what is being transferred, now; ``stop`` waits for it. Again does nothing."""
@@ -214,7 +221,7 @@ class Transfers:
         self._running[task] = visit, turn
         task.add_done_callback(self._ended)
 
-    def _ended(self, task: asyncio.Task[Outcome | float]) -> None:
+    def _ended(self, task: asyncio.Task[Result | float]) -> None:
         """One turn of a visit is over: it has its outcome, or wants another turn."""
         visit, turn = self._running.pop(task)
         turn.close()
@@ -239,7 +246,7 @@ class Transfers:
         else:
             self._enqueue(visit, first=True)
 
-    def _finish(self, outcome: Outcome) -> None:
+    def _finish(self, outcome: Result) -> None:
         self.outcomes.append(outcome)
         self.finished += 1
 

@@ -14,7 +14,7 @@ from scheduler.deletion import JobDeletion
 from scheduler.printing import count, counted, print_json, size
 from scheduler.progress import find_job
 
-JOB_TABLES = ("job_chunks", "images", "failures", "seen_keys", "crawl_jobs")
+JOB_TABLES = ("job_chunks", "images", "failures", "seen_keys", "pages", "crawl_jobs")
 
 
 @click.command()

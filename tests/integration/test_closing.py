@@ -701,13 +701,13 @@ def test_what_comes_meanwhile_goes_too(engine, settings, make, world):
     assert world() == before
 
 
-@pytest.mark.parametrize("left", ["job_chunks", "images", "failures", "seen_keys"])
+@pytest.mark.parametrize("left", ["job_chunks", "images", "failures", "seen_keys", "pages"])
 def test_nothing_is_deleted_before_what_hangs_on_it(engine, settings, make, left):
     """A job with one kind of rows, its project and its profile stay: their cascades would have no bound."""
     ada = make(ADA)
     job_id = ada.job_ids[0]
-    tables = ("job_chunks", "images", "failures", "seen_keys")
-    for table, column in zip(tables, ("job_id", "crawl_job_id", "job_id", "job_id"), strict=True):
+    tables = ("job_chunks", "images", "failures", "seen_keys", "pages")
+    for table, column in zip(tables, ("job_id", "crawl_job_id", "job_id", "job_id", "job_id"), strict=True):
         if table != left:
             change(engine, f"DELETE FROM {table} WHERE {column} = :id", id=job_id)
     with transaction(engine) as session:

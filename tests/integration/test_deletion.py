@@ -33,7 +33,7 @@ from tests.support.tenants import (
 from worker.app import PixtrawlCelery
 
 ADA, BOB = "ada@example.invalid", "bob@example.invalid"
-JOB_TABLES = ("job_chunks", "images", "failures", "seen_keys", "crawl_jobs")
+JOB_TABLES = ("job_chunks", "images", "failures", "seen_keys", "pages", "crawl_jobs")
 
 
 @pytest.fixture

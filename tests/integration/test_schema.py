@@ -23,6 +23,7 @@ from models import (
     Leadership,
     Notification,
     NotificationPreference,
+    Page,
     Profile,
     Project,
     SeenKey,
@@ -149,6 +150,13 @@ COLUMNS = {
         +
         job_id int · key bytea · position int
     """,
+    "pages": """
+        +
+        job_id int · key bytea · number int · kind varchar(10) · url text · depth smallint ·
+        hops smallint = 0 · found_on text? · pattern bytea · state varchar(10) = 'pending' ·
+        reason varchar(20)? · http_status smallint? · detail text? · evidence jsonb? · images int = 0 ·
+        fresh bool = false · losses smallint = 0 · attempts smallint = 0 · rest bytea? · ended_at timestamptz?
+    """,
     "leadership": """
         +
         id smallint = 1 · scheduler varchar(255) · since timestamptz = now() · round_at timestamptz = now()
@@ -162,6 +170,8 @@ WORDS = {
     "crawl_jobs.source_state": "splitting open exhausted satisfied",
     "crawl_jobs.blocked_reason": "out_of_credits monthly_limit",
     "crawl_jobs.verification": "full header none",
+    "pages.kind": "start page sitemap",
+    "pages.state": "pending read redirected failed",
     "failures.reason": " ".join(Reason),
     "notification_preferences.digest_frequency": "realtime daily weekly never",
     "credit_transactions.type": "purchase usage refund bonus",
@@ -181,6 +191,10 @@ RANGES = {
     "credit_accounts.refill_declines": (0, None),
     "usage_metrics.storage_used_bytes": (0, None),
     "usage_metrics.bandwidth_used_bytes": (0, None),
+    "pages.depth": (0, None),
+    "pages.hops": (0, None),
+    "pages.losses": (0, None),
+    "pages.attempts": (0, None),
     "workers.slots": (0, None),
     "workers.busy": (0, None),
     "leadership.id": (1, 1),
@@ -199,6 +213,9 @@ OTHER_CHECKS: dict[str, dict[str, Any]] = {
     "ck_job_chunks_lease_holder": {"worker": "'w'"},
     "ck_job_chunks_queued": {"queued_at": "now()", "status": "'completed'"},
     "ck_seen_keys_key": {"key": r"'\x00'"},
+    "ck_pages_key": {"key": r"'\x00'"},
+    "ck_pages_failed": {"state": "'failed'"},
+    "ck_pages_rest": {"state": "'read'", "rest": "''"},
     "ck_images_sha256": {"sha256": r"'\x00'"},
     "ck_failures_range": {"position_end": 1},
     "ck_failures_evidence": {"evidence": "'{}'"},
@@ -230,6 +247,7 @@ FOREIGN_KEYS_BEYOND_THE_SEED = {
     ("Profile", "CreditTransaction"),
     ("CrawlJob", "Failure"),
     ("CrawlJob", "SeenKey"),
+    ("CrawlJob", "Page"),
 }
 RELATIONSHIPS = {
     Profile: "projects activity_logs credit_account api_keys notifications notification_preference usage_metrics",
@@ -247,6 +265,7 @@ RELATIONSHIPS = {
     Failure: "",
     Leadership: "",
     SeenKey: "",
+    Page: "",
     Worker: "",
 }
 

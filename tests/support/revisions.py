@@ -70,4 +70,7 @@ UPDATE crawl_jobs SET source_detail = 'urls.csv.gz breaks off' WHERE id = 5""",
     "018": """
 UPDATE crawl_jobs SET source_worker = 'h/1', source_lease_until = now(), source_attempts = 1 WHERE id = 4;
 UPDATE crawl_jobs SET source_asked_at = now(), source_available_at = now(), source_wait = 'asked' WHERE id = 5""",
+    "019": """
+INSERT INTO pages (job_id, key, number, kind, url, depth, pattern)
+    VALUES (5, '\\x00112233445566778899aabbccddeeff', 1, 'start', 'http://site.test/', 0, '\\x00')""",
 }

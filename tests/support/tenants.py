@@ -12,11 +12,13 @@ from kombu import Connection
 from sqlalchemy import Engine, text
 
 from models.database import transaction
+from models.frontier import NewPage, add_pages
 from models.job_lifecycle import notify
 from models.lifecycle import StartedChunk, checkpoint_chunk, settle_chunk
 from models.members import create_profile
 from models.notifications import NotificationType
 from models.outcomes import Accepted
+from models.pages import PageKind
 from models.seen import mark_seen, url_key
 from models.settings import Settings
 from scheduler.broker import Broker
@@ -33,6 +35,7 @@ TABLES = (
     "images",
     "failures",
     "seen_keys",
+    "pages",
     "crawl_jobs",
     "projects",
     "activity_logs",
@@ -106,6 +109,8 @@ def work(engine: Engine, settings: Settings, broker: Broker, job_id: int, email:
     more = [image(lost, n, f"{email} {job_id} more {n}") for n in range(3)]
     with transaction(engine) as session:
         outcomes = [*images, *(refused(place) for place in (8, 9))]
+        pages = [NewPage(url_key(f"{n}"), PageKind.START, "http://a.test", 0, 0, None, b"") for n in range(3)]
+        add_pages(session, job_id, 0, pages)
         mark_seen(session, job_id, [(url_key(f"http://images.test/{n}"), n) for n in range(3)])
         assert settle_chunk(session, settled.fence, outcomes) is not None
         assert checkpoint_chunk(session, lost.fence, more, LEASE_SECONDS) is not None
@@ -171,6 +176,7 @@ def rows_of(engine: Engine, tenant: Tenant) -> dict[str, int]:
         "images": f"crawl_job_id {jobs}",
         "failures": f"job_id {jobs}",
         "seen_keys": f"job_id {jobs}",
+        "pages": f"job_id {jobs}",
         "crawl_jobs": project,
         "profiles": "id = :id",
     }

@@ -1,0 +1,54 @@
+"""How far a crawl by pages has come: its pages by what became of them. Reads only."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from models.pages import PageState
+
+COUNTS = text("""
+SELECT state, reason, count(*) FROM pages WHERE job_id = :job_id GROUP BY state, reason ORDER BY 3 DESC, 2
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class PageCounts:
+    """The pages of a job by what became of them; ``failed`` and ``refused`` by reason."""
+
+    pending: int
+    read: int
+    redirected: int
+    refused: int
+    failed: Mapping[str, int]
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """What ``show --json`` says."""
+        known = self.pending + self.read + self.redirected + sum(self.failed.values())
+        return {
+            "known": known,
+            "pending": self.pending,
+            "read": self.read,
+            "images_refused": self.refused,
+            "redirected": self.redirected,
+            "failed": dict(self.failed),
+        }
+
+
+def count_pages(session: Session, job_id: int) -> PageCounts:
+    """What became of the pages of a job so far."""
+    counts = dict.fromkeys(PageState, 0)
+    failed: dict[str, int] = {}
+    refused = 0
+    for state, reason, number in session.execute(COUNTS, {"job_id": job_id}):
+        counts[PageState(state)] += number
+        if state == PageState.FAILED:
+            failed[reason] = number
+        elif state == PageState.READ and reason:
+            refused += number
+    return PageCounts(
+        counts[PageState.PENDING], counts[PageState.READ], counts[PageState.REDIRECTED], refused, failed
+    )
