@@ -49,8 +49,8 @@ PARSE_BYTES_MAX = 768 * 1024 * 1024
 AT_ONCE = 32
 STEP_SECONDS = 8.0
 """After so long no page is begun any more."""
-IDLE_SECONDS = 2.0
-"""When nothing can start for longer, the step ends."""
+IDLE_SECONDS = 1.0
+"""When nothing has run for so long, hosts are waited for, and the step ends."""
 TICK_SECONDS = 0.1
 STOP_SECONDS_MAX = 2.0
 
@@ -119,6 +119,7 @@ class PageFetches:
         """Fetch for STEP_SECONDS; what is under way then ends. In the order of the pages."""
         politeness = asyncio.ensure_future(self.child.politeness.keep())
         ends_at = time.monotonic() + STEP_SECONDS
+        busy_at = time.monotonic()
         try:
             self.transfers.start()
             while not await self.transfers.wait(TICK_SECONDS):
@@ -127,8 +128,10 @@ class PageFetches:
                 if self.child.watchdog.overdue():
                     log.error("page_stuck", seconds=PARSE_SECONDS_MAX)
                     leave_at_once()
-                self.waits_seconds = self.transfers.idle_seconds()
-                if time.monotonic() > ends_at or self.waits_seconds > IDLE_SECONDS:
+                now = time.monotonic()
+                busy_at = now if self.transfers.running else busy_at
+                if now > ends_at or now > busy_at + IDLE_SECONDS:
+                    self.waits_seconds = self.transfers.idle_seconds()
                     self.transfers.start_no_more()
                     if not self.transfers.running:
                         break
