@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from models.jobs import SourceKind
 from models.pages import PageState
 
 COUNTS = text("""
@@ -36,6 +37,11 @@ class PageCounts:
             "redirected": self.redirected,
             "failed": dict(self.failed),
         }
+
+
+def page_report(session: Session, job: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What became of the pages of a job, for ``show`` and ``report``; None when it reads none."""
+    return count_pages(session, job["id"]).document if job["source_kind"] == SourceKind.PAGES else None
 
 
 def count_pages(session: Session, job_id: int) -> PageCounts:

@@ -25,6 +25,7 @@ from models.breakdown import (
 from models.database import transaction
 from models.keywords import search_reports
 from models.outcomes import Reason
+from models.page_counts import page_report
 from scheduler.hints import find_hints
 
 HOSTS_SHOWN = 10
@@ -73,7 +74,7 @@ class Group:
 
 
 def explain(session: Session, job: Mapping[str, Any]) -> dict[str, Any]:
-    """What the object of ``show --json`` says beyond the job's row: searches, statuses, worst hosts and hints.
+    """What the object of ``show --json`` says beyond the job's row: searches, pages, statuses, hosts and hints.
 
     With ``hosts_sampled`` the numbers of hosts and statuses are estimates, from at most 2,560 rows, and hosts with
     few of the failures are left out.
@@ -84,6 +85,7 @@ def explain(session: Session, job: Mapping[str, Any]) -> dict[str, Any]:
     least = SAMPLE_SHARE_MIN * job["failed_images"] if breakdown.sampled else 0
     return {
         "searches": search_reports(session, job),
+        "pages": page_report(session, job),
         "statuses": statuses_of(breakdown),
         "hosts": worst(hosts, HOSTS_SHOWN, least),
         "hosts_sampled": breakdown.sampled,
@@ -100,9 +102,11 @@ def report(engine: Engine, job: Mapping[str, Any], hosts_max: int) -> dict[str, 
         reasons[cell.reason or "accepted"].add(cell)
     with transaction(engine) as session:
         searches = search_reports(session, job, counted_max=None)
+        pages = page_report(session, job)
     return {
         "job": job,
         "searches": searches,
+        "pages": pages,
         "outcomes": {name: outcome(group) for name, group in sorted(reasons.items(), key=_by_size)},
         "hosts_total": len(hosts),
         "hosts": worst(hosts, hosts_max),

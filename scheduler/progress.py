@@ -264,16 +264,35 @@ def summary(job: Mapping[str, Any]) -> RenderableType:
         "credits charged", count(job["credits"]["charged"]), f"{count(held)} more held" if held else ""
     )
     where = Text(f"images in {place(job['store_url'] or '')}", overflow="fold")
+    pages = [pages_read(job["pages"])] if job["pages"] else []
     searches = [by_keyword(job["searches"])] if job["searches"] else []
     hosts = [worst_hosts(job)] if job["hosts"] else []
     return Group(
-        title(job), table, *searches, *hosts, where, *[Text(hint["message"]) for hint in job["hints"]]
+        title(job), table, *pages, *searches, *hosts, where, *[Text(hint["message"]) for hint in job["hints"]]
     )
 
 
 def waiting(job: Mapping[str, Any]) -> str:
     """Why a source yields nothing now, and until when."""
     return f"{job['source_wait']}: it waits until {moment(job['source_available_at'])}"
+
+
+def pages_read(pages: Mapping[str, Any]) -> RenderableType:
+    """What became of the pages of a crawl: how many were read, wait, or failed, and why."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_row("pages", count(pages["known"]))
+    table.add_row("  read", count(pages["read"]))
+    for name, number in (
+        ("    images refused by their owners", pages["images_refused"]),
+        ("  redirected", pages["redirected"]),
+        *((f"  {reason}", number) for reason, number in pages["failed"].items()),
+        ("  not read yet", pages["pending"]),
+    ):
+        if number:
+            table.add_row(name, count(number))
+    return table
 
 
 def by_keyword(searches: Sequence[Mapping[str, Any]]) -> RenderableType:

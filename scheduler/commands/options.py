@@ -61,6 +61,36 @@ def table_options(command: Command) -> Command:
     return command
 
 
+def page_options(command: Command) -> Command:
+    """``--page`` and what says how far a crawl goes from there; the hosts as ``reach``."""
+    options = (
+        click.option(
+            "--page",
+            "pages",
+            multiple=True,
+            metavar="URL",
+            help="Take the images of this page, or of a sitemap's.",
+        ),
+        click.option("--depth", type=int, metavar="N", help="Follow its links so far.  [default: 0]"),
+        click.option("--same-host", "reach", flag_value="host", help="Stay on its host.  [default]"),
+        click.option("--same-domain", "reach", flag_value="domain", help="Stay in its registered domain."),
+        click.option(
+            "--include", multiple=True, metavar="PATTERN", help="Read only pages like /gallery/*, or http://…"
+        ),
+        click.option("--exclude", multiple=True, metavar="PATTERN", help="Read no pages like */print/*"),
+        click.option(
+            "--max-pages", type=int, metavar="N", help="Read so many pages at most.  [default: 10000]"
+        ),
+        click.option("--max-host-pages", type=int, metavar="N", help="The same of one host.  [default: all]"),
+        click.option(
+            "--sitemaps", is_flag=True, help="Read the sitemaps that the site's robots.txt names, too."
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def verify_option(command: Command) -> Command:
     """``--verify``, as the parameter ``verify``: a word of Verification."""
     words = click.Choice([level.value for level in Verification])

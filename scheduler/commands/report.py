@@ -12,7 +12,7 @@ from scheduler.commands.options import json_option
 from scheduler.connect import open_database
 from scheduler.explain import report as count_job
 from scheduler.printing import clipped, count, counted, print_json, print_rich, print_table
-from scheduler.progress import find_job, shares, title
+from scheduler.progress import find_job, pages_read, shares, title
 
 OUTCOMES = ("OUTCOME", "CANDIDATES", "SHARE", "MEAN MS", "STATUSES")
 FAILING = ("FAILING HOST", "FAILURES", "ACCEPTED", "MEAN MS", "REASONS")
@@ -48,6 +48,8 @@ def report(job: int, hosts_max: int, as_json: bool) -> None:
     print_rich(title(found))
     print_outcomes(document["outcomes"], found["total_images"])
     print_searches(document["searches"])
+    if document["pages"]:
+        print_rich(pages_read(document["pages"]))
     print_hosts(document)
     for hint in document["hints"]:
         print_rich(Text(hint["message"]))

@@ -46,7 +46,7 @@ def environment(monkeypatch, session, database_url, redis_url, tmp_path, shop) -
 
 
 REFUSED = {
-    "nothing": ([], "give an INPUT, or keywords with -k"),
+    "nothing": ([], "give an INPUT, keywords with -k, or a --page"),
     "both": (["urls.txt", "-k", "cat"], "not both"),
     "a provider without keywords": (["urls.txt", "--provider", "shop"], "--provider is for a search"),
     "a licence without keywords": (["urls.txt", "--license", "by"], "--license is for a search"),

@@ -33,6 +33,8 @@ class LinkedSite:
     ) -> None:
         self.answers = dict(answers or {})
         self.make = make
+        self.held: set[str] = set()
+        """Paths whose answers wait for ``release``."""
         self.log: list[tuple[float, str]] = []
         """Every request: when, by ``time.monotonic``, and for what path and query."""
 
@@ -44,15 +46,20 @@ class LinkedSite:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.release()
         self._loop.call_soon_threadsafe(self._leave.set)
         self._thread.join(10)
+
+    def release(self) -> None:
+        """Let what is held go, now and from now on."""
+        self._loop.call_soon_threadsafe(self._released.set)
 
     def asked(self, prefix: str = "/") -> list[str]:
         """What was asked for under a path, in order."""
         return [path for _, path in self.log if path.startswith(prefix)]
 
     async def _serve(self) -> None:
-        self._loop, self._leave = asyncio.get_running_loop(), asyncio.Event()
+        self._loop, self._leave, self._released = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
         runner = web.ServerRunner(web.Server(self._answer, access_log=None), shutdown_timeout=0.2)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -63,6 +70,8 @@ class LinkedSite:
     async def _answer(self, request: web.BaseRequest) -> web.Response:
         path = request.raw_path
         self.log.append((time.monotonic(), path))
+        if path in self.held:
+            await self._released.wait()
         answer = self.answers.get(path) or self.make(path)
         if answer is None and path.startswith("/img/"):
             # Equal names are equal pictures, and no others are.

@@ -178,11 +178,19 @@ def test_provenance():
     ]
 
 
+def test_texts_that_no_database_holds():
+    """Half a character and a NUL, which JSON may spell, are replaced; a URL with them is none."""
+    document = """<script type=application/ld+json>[{"@type": "ImageObject", "contentUrl": "/a.jpg",
+        "name": "a\\ud800\\u0000b"}, {"image": "/\\ud800.jpg"}]</script>"""
+    assert read(document).images == [PageImage(f"{SITE}/a.jpg", None, "a?b")]
+
+
 def test_links():
     """Links, frames and the next, previous and canonical page are followed, unless they say nofollow."""
     html = """<link rel=canonical href=/owl><link rel=next href=?page=2><link rel=stylesheet href=s.css>
     <a href=/a>a</a><a href=/a#b>a</a><a rel=nofollow href=/no>n</a><a href=mailto:x@y.test>m</a>
     <a href='/b;jsessionid=1?x=a b'>b</a><map><area href=/c></map><iframe src=/d></iframe><a>n</a>
+    <meta http-equiv=Refresh content="0; URL='/there'"><meta http-equiv=refresh content=5>
     <a href=http://[::1>broken</a><a href=#top>top</a>"""
     assert [link.removeprefix(SITE) for link in read(html).links] == [
         "/owl",
@@ -191,6 +199,7 @@ def test_links():
         "/b;jsessionid=1?x=a%20b",
         "/c",
         "/d",
+        "/there",
         "/birds/owl.html",
     ]
 

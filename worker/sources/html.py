@@ -156,7 +156,7 @@ class _Reader:
 
     def read_title(self, node: LexborNode, _: Mapping[str, str | None]) -> None:
         """The first title in the head."""
-        if self.page.title is None and not _inside_svg(node):
+        if self.page.title is None and node.parent is not None and node.parent.tag == "head":
             self.page.title = _text(node.text())
 
     def read_img(self, _: LexborNode, attributes: Mapping[str, str | None]) -> None:
@@ -208,6 +208,8 @@ class _Reader:
         kinds = {name, (attributes.get("property") or "").strip().lower()}
         if _META_IMAGES & kinds or (attributes.get("itemprop") or "").strip().lower() == "image":
             self._image(content)
+        elif (attributes.get("http-equiv") or "").strip().lower() == "refresh":
+            self._link(_refreshed(content))
         elif name in {"robots", self.token}:
             self.page.nofollow = self.page.nofollow or forbids_following([content], self.token)
             if refused_for([content], self.token) is not None:
@@ -289,10 +291,13 @@ def _first(attributes: Mapping[str, str | None], names: tuple[str, ...]) -> str 
     )
 
 
-def _inside_svg(node: LexborNode) -> bool:
-    return node.parent is not None and node.parent.tag != "head"
+def _refreshed(content: str) -> str | None:
+    """Where a page is replaced by another one: ``0; url='/there'``."""
+    name, sign, target = content.replace(",", ";", 1).partition(";")[2].partition("=")
+    return target.strip().strip("'\"") if sign and name.strip().lower() == "url" else None
 
 
 def _text(value: str | None) -> str | None:
-    """A text on one line, of bounded length; None when there is nothing in it."""
-    return " ".join((value or "").replace("\0", "").split())[:TEXT_CHARACTERS_MAX] or None
+    """A text on one line, of bounded length, as PostgreSQL can hold it; None when there is nothing in it."""
+    text = (value or "").replace("\0", "").encode("utf-8", "replace").decode()
+    return " ".join(text.split())[:TEXT_CHARACTERS_MAX] or None

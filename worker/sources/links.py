@@ -78,7 +78,7 @@ def worth_asking(links: Iterable[Link], scope: Scope, budget: Budget) -> dict[by
 def choose(
     links: Mapping[bytes, Link], known: set[bytes], patterns: Mapping[bytes, PatternCount], budget: Budget
 ) -> list[NewPage]:
-    """New pages, within the budget, and none of a pattern that is used up."""
+    """New pages, within the budget; none of a pattern that is used up, unless the site lists it itself."""
     taken: Counter[bytes] = Counter()
     chosen = []
     for key, link in links.items():
@@ -86,7 +86,8 @@ def choose(
             continue
         pattern = page_pattern(link.url)
         count = patterns.get(pattern, NO_PATTERN)
-        if count.dry >= DRY_PAGES_MAX or count.pages + taken[pattern] >= PATTERN_PAGES_MAX:
+        used_up = count.dry >= DRY_PAGES_MAX or count.pages + taken[pattern] >= PATTERN_PAGES_MAX
+        if used_up and not link.listed:
             budget.left_out["trap"] += 1
         elif budget.spend(host_of(link.url)):
             taken[pattern] += 1

@@ -35,13 +35,14 @@ SITEMAP_DEPTH_MAX = 5
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A page that another one names or redirects to."""
+    """A page that another one names or redirects to; ``listed`` by a sitemap, so there is an end to such."""
 
     url: ParsedURL
     kind: PageKind
     depth: int
     found_on: str
     hops: int = 0
+    listed: bool = False
 
 
 @dataclass(slots=True)
@@ -182,7 +183,7 @@ def _of_sitemap(brought: Brought, sitemap: Sitemap) -> Brought:
     for text, kind, depth in named:
         target = _parsed(text)
         if target is not None:
-            brought.links.append(Link(target, kind, depth, brought.source.url))
+            brought.links.append(Link(target, kind, depth, brought.source.url, listed=True))
     for image in sitemap.images:
         target = _parsed(image.url)
         if target is not None:
