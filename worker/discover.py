@@ -27,7 +27,7 @@ from models.seen import mark_seen, url_key
 from models.splitting import SplittableJob, advance_source
 from models.workers import live_slots
 from worker.child import Child
-from worker.crawl import end_tasks
+from worker.endings import end_tasks
 from worker.presence import leaving
 from worker.sources.keywords import KeywordsSource
 from worker.sources.pages import PagesSource

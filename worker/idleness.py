@@ -3,6 +3,7 @@
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
+from typing import Any
 
 from worker.transfers import Transfers
 
@@ -26,7 +27,7 @@ class Tail:
         self._since: float | None = None
         self._asked_at = 0.0
 
-    def asks(self, transfers: Transfers) -> bool:
+    def asks(self, transfers: Transfers[Any]) -> bool:
         """Whether it is time to ask whether others wait: after TAIL_SECONDS, and once in LOOK_SECONDS."""
         now = time.monotonic()
         if not 0 < transfers.stragglers <= STRAGGLERS_MAX:

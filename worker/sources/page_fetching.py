@@ -3,7 +3,6 @@
 A redirect ends a page here: where it leads to is a page of its own. Knows no rows.
 """
 
-import asyncio
 import time
 from collections.abc import Sequence
 
@@ -17,7 +16,6 @@ from models.pages import PageKind, PageState
 from worker.address import ParsedURL
 from worker.candidate import take_turn
 from worker.child import Child, leave_at_once
-from worker.crawl import end_tasks
 from worker.errors import AddressError, CandidateError
 from worker.fetch import Fetched, Headers, Hooks, admit, step
 from worker.host import Host, Turn
@@ -117,14 +115,14 @@ class PageFetches:
 
     async def run(self) -> list[Brought]:
         """Fetch for STEP_SECONDS; what is under way then ends. In the order of the pages."""
-        politeness = asyncio.ensure_future(self.child.politeness.keep())
+        keeper = self.child.politeness.join(self.transfers.wake)
         ends_at = time.monotonic() + STEP_SECONDS
         busy_at = time.monotonic()
         try:
             self.transfers.start()
             while not await self.transfers.wait(TICK_SECONDS):
-                if politeness.done():
-                    politeness.result()
+                if keeper.done():
+                    keeper.result()
                 if self.child.watchdog.overdue():
                     log.error("page_stuck", seconds=PARSE_SECONDS_MAX)
                     leave_at_once()
@@ -136,9 +134,8 @@ class PageFetches:
                     if not self.transfers.running:
                         break
         finally:
-            await end_tasks([politeness])
             await self.transfers.stop(STOP_SECONDS_MAX)
-            await self.child.politeness.leave()
+            await self.child.politeness.leave(self.transfers.wake)
         order = {page.key: place for place, page in enumerate(self.pages)}
         return sorted(self.transfers.take(), key=lambda brought: order[brought.source.key])
 
