@@ -76,7 +76,10 @@ def submit(
         print_json(job)
         return 0
     begins = begun(given, submission, max_images)
-    click.echo(f"Job {submission.job_id}: {begins} queued in project {submission.project}")
+    if submission.candidates:
+        click.echo(f"Job {submission.job_id}: {begins} queued in project {submission.project}")
+    else:
+        click.echo(f"Job {submission.job_id} in project {submission.project}: {begins}")
     if submission.detail:
         click.echo(f"{submission.detail}. What was read before is crawled.", err=True)
     if not workers:

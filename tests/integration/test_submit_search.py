@@ -82,7 +82,8 @@ def test_a_search_is_a_job(engine, capsys, tmp_path) -> None:
     words = ["-k", "cat", "-k", " red   panda ", "-k", "cat", "--provider", "shop", "--provider", "annex"]
     assert main(["submit", *words, "--license", "open,by-nc", "-n", "40"]) == 0
     said = capsys.readouterr().out
-    assert "searches shop and annex for 'cat', 'red panda', until 40 images are accepted" in said
+    begins = "searches shop and annex for 'cat', 'red panda', until 40 images are accepted"
+    assert said == f"Job 1 in project default: {begins}\n"
     row = query(
         engine, "SELECT name, keywords, source_kind, source, max_images, total_images FROM crawl_jobs"
     )
