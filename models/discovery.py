@@ -59,7 +59,7 @@ AT_LEISURE = """(j.source_lease_until IS NULL OR j.source_lease_until < now())
 ASK = text(f"""
 WITH silent AS (
     SELECT j.id FROM crawl_jobs j
-    WHERE {WANTS_MORE} AND {IS_DISCOVERED} AND {AT_LEISURE}
+    WHERE {WANTS_MORE} AND {IS_DISCOVERED} AND {AT_LEISURE} AND j.blocked_reason IS NULL
         AND (j.source_asked_at IS NULL OR j.source_asked_at < now() - make_interval(secs => :seconds))
     ORDER BY j.source_asked_at NULLS FIRST, j.priority DESC, j.id LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED)
 UPDATE crawl_jobs j SET source_asked_at = now() FROM silent WHERE j.id = silent.id
@@ -69,7 +69,7 @@ RETURNING j.id, j.source_step, j.priority
 
 def ask_for_steps(session: Session, limit: int = 50, seconds: float = ASKED_SECONDS) -> list[StepMessage]:
     """source → the same, asked for: its next step is wanted, nobody makes it, it need not wait, and no message
-    was sent for ``seconds``.
+    was sent for ``seconds``. No quota is used up for a job that cannot be paid for: one that is blocked.
     """
     rows = session.execute(ASK, {"limit": limit, "seconds": seconds})
     return [StepMessage(*row) for row in rows]

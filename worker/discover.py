@@ -99,6 +99,9 @@ class StepRun:
         except SourceError as error:
             await self.end(str(error))
         except Exception as error:
+            if not await self.mine():  # Its job was deleted, say.
+                log.info("step_given_up", **self.names, why="it is not wanted any more")
+                return
             log.exception("step_broke_off", **self.names)
             if self.attempts >= BROKEN_ATTEMPTS_MAX:
                 await self.end(f"unexpected {type(error).__name__}: {error}")
@@ -125,15 +128,19 @@ class StepRun:
         """Renew the lease in time. Raises LostStepError when the worker leaves or the step is not its own or not
         wanted any more.
         """
-        renew = partial(renew_step, fence=self.fence, lease_seconds=self.child.settings.lease_seconds)
         while True:
             for _ in range(round(LOOK_SECONDS / LEAVE_SECONDS)):
                 if leaving():
                     raise LostStepError("the worker leaves")
                 await asyncio.sleep(LEAVE_SECONDS)
-            look = partial(_commit, self.child, renew)
-            if not await self.child.beside(partial(persist, look, job=self.job.id)):
+            if not await self.mine():
                 raise LostStepError("it is somebody else's, or its job was paused or cancelled")
+
+    async def mine(self) -> bool:
+        """Whether the step is still this worker's, and wanted; its lease goes on then."""
+        renew = partial(renew_step, fence=self.fence, lease_seconds=self.child.settings.lease_seconds)
+        look = partial(_commit, self.child, renew)
+        return await self.child.beside(partial(persist, look, job=self.job.id))
 
     async def advance(self, step: Step) -> None:
         """Commit what the step found: nothing that the job has seen, at the next positions."""

@@ -5,8 +5,8 @@ import pytest
 from models.candidates import unpack_candidates
 from models.database import transaction
 from models.discovery import ask_for_steps, give_up_step, postpone_source, renew_step
-from models.job_lifecycle import cancel_job, close_job, pause_job, resume_job
-from models.jobs import SourceKind
+from models.job_lifecycle import block_job, cancel_job, close_job, pause_job, resume_job
+from models.jobs import BlockedReason, SourceKind
 from models.settings import read_settings
 from models.splitting import abandon_source, satisfy_source, splittable_jobs
 from tests.support.crawling import (
@@ -142,6 +142,9 @@ def test_workers_are_asked_once(engine, child, shelve) -> None:
     assert start_at(engine, job, 0, "worker") is None
     with transaction(engine) as session:
         assert resume_job(session, job.id)
+        assert block_job(session, job.id, BlockedReason.OUT_OF_CREDITS)
+    assert ask(engine) == []
+    change(engine, "UPDATE crawl_jobs SET blocked_reason = NULL")
     assert ask(engine) == [(job.id, 0)]
     go(child, engine, job)
     assert ask(engine) == [(job.id, 1)]
@@ -219,6 +222,20 @@ def test_a_source_ended_under_its_worker_stays_ended(engine, child, shelve) -> N
     row = go(child, engine, job)
     assert (row["source_state"], row["source_position"], row["source_step"]) == ("exhausted", 0, 0)
     assert row["source_detail"] == "the job was cancelled"
+    assert query(engine, "SELECT count(*) FROM seen_keys") == [(0,)]
+
+
+def test_a_job_deleted_under_a_step_is_no_error(engine, child, shelve, caplog) -> None:
+    """The worker writes nothing, says so in a line, and takes the next message."""
+    job = job_of_shelf(engine)
+
+    async def delete(child) -> None:
+        change(engine, "DELETE FROM crawl_jobs")
+
+    shelf = shelve([found(0)], script=[delete])
+    child.run(make_step(child, job.id, 0))
+    child.run(make_step(child, job.id, 0))
+    assert len(shelf.asked) == 1
     assert query(engine, "SELECT count(*) FROM seen_keys") == [(0,)]
 
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from pydantic import SecretStr
+from redis import Redis
 
 from models.candidates import unpack_candidates
 from models.database import transaction
@@ -28,7 +29,7 @@ from tests.support.crawling import (
 from tests.support.shop import ShopServer, hit, offer
 from worker.child import Child
 from worker.discover import make_step
-from worker.sources import keywords
+from worker.sources import asking, keywords
 from worker.sources.feeds import STALE_PAGES_MAX
 
 NOW = "UPDATE crawl_jobs SET source_available_at = now() WHERE source_wait IS NOT NULL AND id = :id"
@@ -264,6 +265,32 @@ def test_a_provider_that_stumbles_is_asked_again(engine, child, shop) -> None:
     row = go(child, engine, search(engine, "cat", max_images=20))
     assert (row["source_position"], len(shop.log)) == (20, 3)
     assert time.monotonic() - began >= 2
+
+
+def test_a_provider_that_does_not_answer_is_left_alone(
+    engine, make_child, shop, monkeypatch, redis_url
+) -> None:
+    """Its time is limited, nobody else tries meanwhile, and it is left alone for longer each time in a row."""
+    monkeypatch.setattr(asking, "PATIENCE_SECONDS", 0)
+    child, other = make_child(), make_child()
+    child.settings = child.settings.model_copy(update={"transfer_seconds_max": 0.3})
+    shop.held = {"cat"}
+    job = search(engine, "cat")
+    with Redis(unix_socket_path=redis_url.partition("://")[2]) as redis:
+        for left_alone in (1000, 2000, 4000):
+            row = go(child, engine, job)
+            assert row["source_wait"] == "shop gives no answer: TimeoutError"
+            [key] = [key for key in redis.keys("pixtrawl:provider:shop:*") if key.count(b":") == 3]
+            seconds, microseconds = redis.time()
+            until = int(redis.hget(key, "until")) - seconds * 1000 - microseconds // 1000
+            assert left_alone - 500 < until <= left_alone
+            asked = len(shop.log)
+            assert go(other, engine, search(engine, "owl"))["source_wait"] == row["source_wait"]
+            assert len(shop.log) == asked
+            redis.hdel(key, "until")  # So much time has passed.
+        shop.release()
+        row = go(child, engine, job)
+        assert (row["source_position"], row["source_attempts"], redis.hget(key, "down")) == (100, 0, None)
 
 
 def test_errors_that_will_not_pass_end_the_source_and_say_why(engine, child, shop) -> None:

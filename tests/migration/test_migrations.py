@@ -127,6 +127,24 @@ def test_words_that_the_lower_revision_lacks_are_carried_over(
     assert tuple(job) == (None, {"corrupt": 3, "dns": 3})
 
 
+def test_sources_that_ask_the_web_end_on_the_way_back(
+    empty_database_url: str, connection: Connection
+) -> None:
+    """What they have handed out is crawled by the lower revision, which could not ask for more."""
+    migrate(empty_database_url, "002")
+    connection.execute(text(f"{ROWS_AT_001}; {ROWS_AT['002']}"))
+    migrate(empty_database_url, "018")
+    connection.execute(text("UPDATE crawl_jobs SET source_kind = 'keywords' WHERE id = 5"))
+    connection.execute(
+        text("UPDATE crawl_jobs SET source_kind = 'pages', source_state = 'satisfied' WHERE id = 1")
+    )
+    downgrade(empty_database_url, "017")
+    rows = connection.execute(
+        text("SELECT source_kind, source_state FROM crawl_jobs WHERE id IN (1, 5) ORDER BY id")
+    )
+    assert [tuple(row) for row in rows] == [("url_list", "satisfied"), ("url_list", "exhausted")]
+
+
 def test_ten_processes_migrate_at_once(empty_database_url: str, empty: Engine, tmp_path: Path) -> None:
     """All succeed without a word, in a folder whose models.py is not ours."""
     (tmp_path / "models.py").write_text("raise SystemExit('the wrong models')")
