@@ -3,7 +3,6 @@
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
-from typing import Any
 
 from worker.transfers import Transfers
 
