@@ -235,8 +235,8 @@ def duplicates(breakdown: Breakdown) -> Hint | None:
         return None
     return Hint(
         HintCode.DUPLICATES,
-        f"{count(number)} candidates have the bytes of others: a host may answer with one placeholder for whatever "
-        f"is gone. `pixtrawl failures {breakdown.job_id} --reason duplicate` lists them.",
+        f"{count(number)} candidates have the bytes of others, or their URL: a host may answer with one "
+        f"placeholder for whatever is gone. `pixtrawl failures {breakdown.job_id} --reason duplicate` lists them.",
         number,
     )
 

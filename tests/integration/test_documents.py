@@ -139,7 +139,8 @@ def ada_url(engine: Engine, database_url: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "page", ["QUICK_REFERENCE.md", "SCHEMA_ALIGNMENT_SUMMARY.md", "SCHEMA_DECISION.md", "credits.md"]
+    "page",
+    ["QUICK_REFERENCE.md", "SCHEMA_ALIGNMENT_SUMMARY.md", "SCHEMA_DECISION.md", "credits.md", "sources.md"],
 )
 def test_a_page_does_what_it_says(page: str, read: Callable[[str, str], None], ada_url: str) -> None:
     """Every block runs, and prints what the page shows."""
