@@ -27,6 +27,7 @@ REMEDIES = {
     Reason.TOO_LARGE: "raise PIXTRAWL_IMAGE_BYTES_MAX if you want them.",
     Reason.NOT_AN_IMAGE: FILES,
     Reason.CORRUPT: FILES,
+    Reason.MISMATCH: "its pictures were changed, or the digests are of others.",
     Reason.TOO_MANY_PIXELS: "raise PIXTRAWL_IMAGE_PIXELS_MAX if you want them.",
     Reason.FILTERED: FILES,
     Reason.WORKER_LOST: "report it with the URLs, which `pixtrawl failures {job}` lists.",
