@@ -327,6 +327,16 @@ def test_hostile_sizes_take_no_memory(kind):
         assert rows[1][:2] == [B, 3]
 
 
+@pytest.mark.parametrize("compress", [gzip.compress, zstd.compress])
+@pytest.mark.parametrize("size", [7, 16 * 1024, 1024 * 1024])
+def test_whatever_was_compressed_comes_back(compress, size):
+    """Several members, pieces that are full to the byte, blocks of any size, and zeros at the end."""
+    parts = [b"", b"\0" * 2 * 1024 * 1024, b"owl", b"ab" * 1_500_000, bytes(range(256)) * 40]
+    packed = b"".join(map(compress, parts)) + b"\0" * 512
+    blocks = [packed[start : start + size] for start in range(0, len(packed), size)]
+    assert b"".join(decompressed(blocks)) == b"".join(parts)
+
+
 def test_a_metadata_value_of_json_is_kept_as_it_is(read):
     """Objects, lists and numbers of a row stay what they are."""
     more = {"box": {"a": [1, None, 2.5]}, "é": "🦉"}

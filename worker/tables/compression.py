@@ -54,13 +54,17 @@ class _Gzip:
 
     def __init__(self) -> None:
         self._inflater = zlib.decompressobj(16 + zlib.MAX_WBITS)
+        self._full = False
 
     def feed(self, data: bytes) -> bytes:
-        return self._inflater.decompress(self._inflater.unconsumed_tail + data, PIECE_BYTES)
+        piece = self._inflater.decompress(self._inflater.unconsumed_tail + data, PIECE_BYTES)
+        self._full = len(piece) == PIECE_BYTES
+        return piece
 
     @property
     def waiting(self) -> bool:
-        return bool(self._inflater.unconsumed_tail)
+        # Of a full piece more may be left inside, though no input is.
+        return bool(self._inflater.unconsumed_tail) or self._full
 
     @property
     def eof(self) -> bool:

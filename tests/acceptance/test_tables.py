@@ -1,0 +1,43 @@
+"""A table crawled to its end with real processes: what it says of an image is kept, and held to."""
+
+import hashlib
+import json
+
+from models.database import transaction
+from models.members import create_local_profile
+from tests.support.crawling import check_books, query
+from tests.support.processes import call, environment
+from tests.support.site import Site, picture
+from tests.support.table_files import parquet_of
+
+
+def test_a_table_is_crawled_and_resumed_as_the_same_job(services, database_url, engine, tmp_path) -> None:
+    """Captions and licences are in the images' rows, wrong bytes a mismatch, a URL twice is asked for once."""
+    shell = environment(tmp_path / "home", database_url=database_url, redis_url=services.redis_url)
+    with transaction(engine) as session:
+        create_local_profile(session, "local@pixtrawl.invalid")
+    with Site() as site:
+        urls = [f"{site.url}/free/{number}" for number in (0, 1, 2, 0)]
+        digests = [hashlib.sha256(picture(number)).hexdigest() for number in (0, 2, 2, 0)]
+        columns = {
+            "URL": [*urls, None],
+            "TEXT": [*"abcd", None],
+            "LICENSE": ["CC0"] * 5,
+            "sum": [*digests, None],
+        }
+        (tmp_path / "laion.parquet").write_bytes(parquet_of(columns))
+        options = ("run", "laion.parquet", "--hash-column", "sum", "--unique-urls", "--json")
+        run = call(tmp_path, shell, *options)
+        assert run.process.returncode == 0, run.errors
+        assert [path for _, path in site.log] == ["/free/0", "/free/1", "/free/2"]
+        again = call(tmp_path, shell, *options)
+    job = json.loads(run.output)
+    assert job["failures"] == {"mismatch": 1, "duplicate": 1, "invalid_url": 1}
+    found = query(engine, "SELECT position, licence, metadata FROM images ORDER BY position")
+    assert found == [(0, "CC0", {"TEXT": "a"}), (2, "CC0", {"TEXT": "c"})]
+    details = dict(query(engine, "SELECT reason, detail FROM failures"))
+    assert details["invalid_url"] == "row 5: its URL is missing"
+    assert details["duplicate"] == "the same URL as candidate 0"
+    assert again.process.returncode == 2
+    assert f"Job {job['id']} 'laion.parquet' is completed" in again.errors
+    check_books(engine)
