@@ -8,7 +8,7 @@ import json
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Row, text
 from sqlalchemy.orm import Session
@@ -34,6 +34,7 @@ class PendingPage:
     pattern: bytes
     losses: int
     attempts: int
+    refusals: int
     rest: tuple[Mapping[str, Any], ...]
 
 
@@ -86,7 +87,8 @@ first AS (SELECT depth, number FROM next ORDER BY depth, number LIMIT 1)
 UPDATE pages p SET losses = p.losses + 1 FROM next n
 WHERE p.job_id = :job_id AND p.key = n.key AND ((n.depth, n.number) = (SELECT depth, number FROM first)
     OR NOT EXISTS (SELECT FROM suspect s WHERE (s.depth, s.number) <= (n.depth, n.number)))
-RETURNING p.number, p.key, p.kind, p.url, p.depth, p.hops, p.found_on, p.pattern, p.losses, p.attempts, p.rest
+RETURNING p.number, p.key, p.kind, p.url, p.depth, p.hops, p.found_on, p.pattern, p.losses, p.attempts,
+    p.refusals, p.rest
 """)
 PENDING = text("""
 SELECT j.ignored_opt_outs, (SELECT count(*) FROM pages p WHERE p.job_id = j.id AND p.state = 'pending') AS pending
@@ -117,21 +119,34 @@ def _read(row: Row[Any]) -> PendingPage:
         pattern=bytes(row.pattern),
         losses=row.losses - 1,
         attempts=row.attempts,
+        refusals=row.refusals,
         rest=_unpack(row.rest),
     )
 
 
 RELEASE = text("""
-UPDATE pages p SET losses = 0, attempts = p.attempts + new.attempts
-FROM unnest(CAST(:keys AS bytea[]), CAST(:attempts AS int[])) AS new (key, attempts)
+UPDATE pages p SET losses = 0, attempts = p.attempts + new.attempts, refusals = p.refusals + new.refusals
+FROM unnest(CAST(:keys AS bytea[]), CAST(:attempts AS int[]), CAST(:refusals AS int[]))
+    AS new (key, attempts, refusals)
 WHERE p.job_id = :job_id AND p.key = new.key AND p.state = 'pending'
 """)
 
 
-def release_pages(session: Session, job_id: int, attempts: Mapping[bytes, int]) -> None:
-    """pending → pending: a step has ended that did not read these. ``attempts`` are transfers that failed."""
-    keys = sorted(attempts)
-    parameters = {"keys": array(keys), "attempts": array(attempts[key] for key in keys)}
+class Tries(NamedTuple):
+    """What a step tried of a page in vain: transfers that failed, and times that its host asked to wait."""
+
+    attempts: int = 0
+    refusals: int = 0
+
+
+def release_pages(session: Session, job_id: int, tried: Mapping[bytes, Tries]) -> None:
+    """pending → pending: a step has ended that did not read these."""
+    keys = sorted(tried)
+    parameters = {
+        "keys": array(keys),
+        "attempts": array(tried[key].attempts for key in keys),
+        "refusals": array(tried[key].refusals for key in keys),
+    }
     session.execute(RELEASE, {"job_id": job_id, **parameters})
 
 

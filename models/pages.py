@@ -18,6 +18,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from models.base import Base, Counter, default_word, one_of
 
 KEY_BYTES = 16
+COUNTS = ("depth", "hops", "losses", "attempts", "refusals")
 
 
 class PageState(StrEnum):
@@ -45,7 +46,7 @@ class Page(Base):
         one_of("kind", PageKind),
         one_of("state", PageState),
         CheckConstraint(f"octet_length(key) = {KEY_BYTES}", name="key"),
-        *(CheckConstraint(f"{name} >= 0", name=name) for name in ("depth", "hops", "losses", "attempts")),
+        *(CheckConstraint(f"{name} >= 0", name=name) for name in COUNTS),
         CheckConstraint("state <> 'failed' OR reason IS NOT NULL", name="failed"),
         CheckConstraint("rest IS NULL OR state = 'pending'", name="rest"),
         Index(
@@ -104,6 +105,11 @@ class Page(Base):
     )
     attempts: Mapped[int] = mapped_column(
         SmallInteger, server_default=text("0"), comment="Transfers that failed, and may be tried again"
+    )
+    refusals: Mapped[int] = mapped_column(
+        SmallInteger,
+        server_default=text("0"),
+        comment="Times that its host asked to wait instead of giving it",
     )
     rest: Mapped[bytes | None] = mapped_column(
         LargeBinary, comment="Its images that were not wanted yet, as JSON, compressed; NULL: none"

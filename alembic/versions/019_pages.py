@@ -31,6 +31,7 @@ COMMENTS = {
     "fresh": "Whether it brought a new image, or a page of another pattern",
     "losses": "Steps in a row that began with it and never ended",
     "attempts": "Transfers that failed, and may be tried again",
+    "refusals": "Times that its host asked to wait instead of giving it",
     "rest": "Its images that were not wanted yet, as JSON, compressed; NULL: none",
     "ended_at": "When it ended; NULL: it has not",
 }
@@ -38,7 +39,7 @@ CHECKS = {
     "kind": "kind IN ('start', 'page', 'sitemap')",
     "state": "state IN ('pending', 'read', 'redirected', 'failed')",
     "key": "octet_length(key) = 16",
-    **{name: f"{name} >= 0" for name in ("depth", "hops", "losses", "attempts")},
+    **{name: f"{name} >= 0" for name in ("depth", "hops", "losses", "attempts", "refusals")},
     "failed": "state <> 'failed' OR reason IS NOT NULL",
     "rest": "rest IS NULL OR state = 'pending'",
 }
@@ -69,6 +70,7 @@ def upgrade() -> None:
         sa.Column("fresh", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         small("losses"),
         small("attempts"),
+        small("refusals"),
         sa.Column("rest", sa.LargeBinary(), nullable=True),
         sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
         *(sa.CheckConstraint(rule, name=op.f(f"ck_pages_{name}")) for name, rule in CHECKS.items()),

@@ -7,7 +7,7 @@ import pytest
 
 from models.candidates import unpack_candidates
 from models.database import transaction
-from models.frontier import count_patterns, take_pages
+from models.frontier import Tries, count_patterns, release_pages, take_pages
 from models.jobs import SourceKind
 from models.page_counts import count_pages
 from models.settings import read_settings
@@ -329,6 +329,21 @@ def test_hosts_are_waited_for_without_a_child(engine, child) -> None:
         assert (row["source_attempts"], row["source_worker"]) == (0, None)
         assert not site.asked("/1")
         assert query(engine, "SELECT max(losses) FROM pages") == [(0,)]
+
+
+def test_tries_are_counted_over_steps(engine, child) -> None:
+    """A page that fails again and again, each time in another step, ends as it would have in one."""
+    with LinkedSite({"/": Answer(status=429, headers={"Retry-After": "0"})}) as site:
+        job = new_crawl(engine, [f"{site.url}/"])
+        child.run(make_step(child, job.id, 0))
+        for tries in (Tries(1, 4), Tries(1, 5)):
+            with transaction(engine) as session:
+                [taken] = take_pages(session, job.id, 100).pages
+                release_pages(session, job.id, {taken.key: tries})
+        child.run(make_step(child, job.id, 1))
+        assert counts(engine, job)["failed"] == {"rate_limited": 1}
+        assert site.asked().count("/") == 1
+    assert (taken.attempts, taken.refusals, taken.losses) == (1, 4, 0)
 
 
 def test_patterns_are_counted(engine, child) -> None:

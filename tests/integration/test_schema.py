@@ -155,7 +155,8 @@ COLUMNS = {
         job_id int · key bytea · number int · kind varchar(10) · url text · depth smallint ·
         hops smallint = 0 · found_on text? · pattern bytea · state varchar(10) = 'pending' ·
         reason varchar(20)? · http_status smallint? · detail text? · evidence jsonb? · images int = 0 ·
-        fresh bool = false · losses smallint = 0 · attempts smallint = 0 · rest bytea? · ended_at timestamptz?
+        fresh bool = false · losses smallint = 0 · attempts smallint = 0 ·
+        refusals smallint = 0 · rest bytea? · ended_at timestamptz?
     """,
     "leadership": """
         +
@@ -195,6 +196,7 @@ RANGES = {
     "pages.hops": (0, None),
     "pages.losses": (0, None),
     "pages.attempts": (0, None),
+    "pages.refusals": (0, None),
     "workers.slots": (0, None),
     "workers.busy": (0, None),
     "leadership.id": (1, 1),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import structlog
 
 from models.about import About
-from models.frontier import PendingPage, ReadPage
+from models.frontier import PendingPage, ReadPage, Tries
 from models.opt_outs import OptOut
 from models.outcomes import Candidate, Reason
 from models.pages import PageKind, PageState
@@ -98,7 +98,7 @@ class PageFetcher:
 
 
 class PageFetches:
-    """Pages on their way, each to what it brings. ``attempts`` are transfers that failed of those not done yet."""
+    """Pages on their way, each to what it brings."""
 
     def __init__(
         self, child: Child, scope: Scope, obeyed: frozenset[OptOut], pages: Sequence[PendingPage]
@@ -139,10 +139,12 @@ class PageFetches:
         order = {page.key: place for place, page in enumerate(self.pages)}
         return sorted(self.transfers.take(), key=lambda brought: order[brought.source.key])
 
-    def attempts(self, page: PendingPage) -> int:
-        """Transfers of a page that failed in this step."""
+    def tries(self, page: PendingPage) -> Tries:
+        """What was tried of a page in this step."""
         visit = self.visits.get(self.pages.index(page))
-        return 0 if visit is None else visit.attempts - page.attempts
+        if visit is None:
+            return Tries()
+        return Tries(visit.attempts - page.attempts, visit.refusals - page.refusals)
 
     def begin(self, candidate: Candidate) -> Visit | Brought:
         """A page's way begins, or ends already because of its URL."""
@@ -151,7 +153,7 @@ class PageFetches:
             visit = Visit(candidate, self.child.transport.memory.lease())
         except AddressError as error:
             return failed(page, error.reason, error.detail)
-        visit.attempts = page.attempts
+        visit.attempts, visit.refusals = page.attempts, page.refusals
         self.visits[candidate.position] = visit
         return visit
 

@@ -18,6 +18,7 @@ from models.frontier import (
     NewPage,
     PendingPage,
     Taken,
+    Tries,
     add_pages,
     count_patterns,
     end_pages,
@@ -155,16 +156,16 @@ class StepOfPages:
                 each.page.rest = tuple(pack_image(url, about) for url, about in rest)
         return found
 
-    def unread(self, brought: Iterable[Brought]) -> dict[bytes, int]:
-        """Pages that the step took and did not read, with their transfers that failed."""
+    def unread(self, brought: Iterable[Brought]) -> dict[bytes, Tries]:
+        """Pages that the step took and did not read, with what was tried."""
         done = {each.source.key for each in brought}
-        return {page.key: self.fetches.attempts(page) for page in self.fetches.pages if page.key not in done}
+        return {page.key: self.fetches.tries(page) for page in self.fetches.pages if page.key not in done}
 
     async def release(self) -> None:
         """Nothing was read after all. Written to its end, even when the step is cancelled."""
-        pages = {page.key: 0 for page in self.taken.pages} | self.unread(())
+        pages = {page.key: Tries() for page in self.taken.pages} | self.unread(())
         writing = asyncio.ensure_future(
-            in_database(self.child, self.job, partial(release_pages, attempts=pages))
+            in_database(self.child, self.job, partial(release_pages, tried=pages))
         )
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.shield(writing)
