@@ -216,7 +216,7 @@ OTHER_CHECKS: dict[str, dict[str, Any]] = {
     "ck_job_chunks_queued": {"queued_at": "now()", "status": "'completed'"},
     "ck_seen_keys_key": {"key": r"'\x00'"},
     "ck_pages_key": {"key": r"'\x00'"},
-    "ck_pages_failed": {"state": "'failed'"},
+    "ck_pages_failed": {"state": "'failed'", "reason": "NULL"},
     "ck_pages_rest": {"state": "'read'", "rest": "''"},
     "ck_images_sha256": {"sha256": r"'\x00'"},
     "ck_failures_range": {"position_end": 1},

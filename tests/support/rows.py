@@ -32,7 +32,7 @@ ROWS = {
     "workers": "name = 'w', slots = 1, version = '0.1'",
     "seen_keys": "job_id = {job}, key = uuid_send(gen_random_uuid()), position = 0",
     "pages": "job_id = {job}, key = uuid_send(gen_random_uuid()), number = 1, kind = 'start', url = 'u', "
-    "depth = 0, pattern = ''",
+    "depth = 0, pattern = '', reason = 'dns'",
     "leadership": "scheduler = 'h/1'",
 }
 
@@ -41,7 +41,6 @@ IMPLIED = {
     ("crawl_jobs", "completed"): "completed_at = now()",
     ("crawl_jobs", "failed"): "completed_at = now()",
     ("crawl_jobs", "cancelled"): "completed_at = now()",
-    ("pages", "failed"): "reason = 'dns'",
     ("job_chunks", "processing"): "lease_until = now(), worker = 'w'",
 }
 
