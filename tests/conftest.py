@@ -64,9 +64,9 @@ def redis_url(services: "Services") -> Iterator[str]:
 
 
 def forget_sites(url: str) -> None:
-    """Delete what is known of origins."""
+    """Delete what is known of origins and providers."""
     with Redis(unix_socket_path=url.partition("://")[2]) as redis:
-        for kind in ("robots", "tdmrep"):
+        for kind in ("robots", "tdmrep", "provider"):
             for key in redis.scan_iter(f"pixtrawl:{kind}:*"):
                 redis.delete(key)
 

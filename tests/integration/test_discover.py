@@ -164,6 +164,12 @@ def test_a_lost_worker_costs_a_repeat_of_its_step(engine, child, shelve) -> None
     with transaction(engine) as session:
         assert renew_step(session, lost.fence, 0)  # Its lease ends now.
     assert ask(engine) == [(job.id, 0)]
+    second = start_at(engine, job, 0, "second")
+    assert second is not None
+    with pytest.raises(LostStepError):
+        child.run(StepRun(child, lost).advance(Step([found(777)], {"at": 1})))
+    with transaction(engine) as session:
+        assert give_up_step(session, second.fence)
     row = go(child, engine, job)
     assert (row["source_step"], row["source_attempts"]) == (1, 0)
     with transaction(engine) as session:
@@ -223,6 +229,20 @@ def test_a_source_ended_under_its_worker_stays_ended(engine, child, shelve) -> N
     assert (row["source_state"], row["source_position"], row["source_step"]) == ("exhausted", 0, 0)
     assert row["source_detail"] == "the job was cancelled"
     assert query(engine, "SELECT count(*) FROM seen_keys") == [(0,)]
+
+    satisfied = job_of_shelf(engine, max_images=1)
+    started = start_at(engine, satisfied, 0, child.name)
+    assert started is not None
+    change(
+        engine,
+        "UPDATE crawl_jobs SET valid_images = 1, total_images = 1, source_position = 1 WHERE id = :id",
+        id=satisfied.id,
+    )
+    with transaction(engine) as session:
+        assert satisfy_source(session) == satisfied.id
+    with pytest.raises(LostStepError):
+        child.run(StepRun(child, started).advance(Step([], {"at": 1})))
+    assert read_job(engine, satisfied.id)["source_state"] == "satisfied"
 
 
 def test_a_job_deleted_under_a_step_is_no_error(engine, child, shelve, caplog) -> None:
