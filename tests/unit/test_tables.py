@@ -133,7 +133,9 @@ def test_a_broken_row_costs_itself(read, name):
     assert problems(rows) == expected
     lines = {line for _, line, more in rows if "problem" not in more}
     assert lines == {row[1] for row in rows} - expected.keys()
-    assert len(lines) >= 1
+    assert len(lines) == {"quote.csv": 3, "cells.csv": 2, "bytes.csv": 2, "url.csv": 2, "bytes.json": 2}.get(
+        name, 1
+    )
 
 
 def test_a_digest_that_is_none_is_a_broken_row(read):
@@ -215,6 +217,8 @@ def test_what_was_read_before_a_table_breaks_off_stays(tmp_path, name):
     right = [record["url"] for record in MANY]
     read = [row[0] for row in rows if len(row) < 3 or "problem" not in row[2]]
     assert len(read) >= 4000
+    if name == "cut.json":  # Not one row before the break is lost.
+        assert str(breach.value).startswith(f"it breaks off at row {len(read) + 1}: ")
     # Deflate makes something of most damage, and only its end shows what that was.
     sure = 4000 if name.startswith("flipped") else len(read)
     assert read[:sure] == right[:sure]
