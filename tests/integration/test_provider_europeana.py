@@ -22,6 +22,7 @@ def test_pages_are_walked_along_the_cursor():
     with EuropeanaApi([europeana_item(number) for number in range(250)]) as api:
         pages = walk(europeana(api))
     assert [len(page.hits) for page in pages] == [100, 100, 50]
+    assert pages[0].total == 250
     always = {
         "wskey": "s3cret",
         "query": "cat",

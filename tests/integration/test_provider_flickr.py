@@ -26,6 +26,7 @@ def test_pages_of_500_are_walked_to_their_last():
     with FlickrApi([flickr_photo(number) for number in range(1100)]) as api:
         pages = walk(flickr(api))
         assert [len(page.hits) for page in pages] == [500, 500, 100]
+        assert {page.total for page in pages} == {1100}
         assert [query["method"] for query in api.queries(PATH)] == [
             "flickr.photos.licenses.getInfo",
             *["flickr.photos.search"] * 3,
@@ -50,8 +51,8 @@ def test_pages_of_500_are_walked_to_their_last():
 def test_no_more_than_4000_are_asked_for():
     """Behind them Flickr repeats itself."""
     with FlickrApi([flickr_photo(number) for number in range(4200)]) as api:
-        hits = hits_of(walk(flickr(api)))
-    assert len(hits) == len({hit.provider_id for hit in hits}) == 4000
+        pages = walk(flickr(api))
+    assert len({hit.provider_id for hit in hits_of(pages)}) == len(hits_of(pages)) == pages[0].total == 4000
 
 
 def test_a_hit_has_all_that_the_photo_says():

@@ -18,6 +18,7 @@ def test_pages_of_twenty_are_walked_to_their_last():
     with OpenverseApi([openverse_image(number) for number in range(45)]) as api:
         pages = walk(Openverse({"url": api.url}))
     assert [len(page.hits) for page in pages] == [20, 20, 5]
+    assert {page.total for page in pages} == {45}
     assert api.queries(IMAGES) == [{"q": "cat", "page": str(page), "page_size": "20"} for page in (1, 2, 3)]
     assert not any("authorization" in asked.headers for asked in api.asked)
 

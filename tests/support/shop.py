@@ -53,9 +53,8 @@ class Shop:
             f"{self.url}/search", {"q": keyword, "page": str(cursor.get("page", 1))}, heed=heed
         )
         following = document["next"]
-        return Page(
-            [Hit(**hit) for hit in document["hits"]], None if following is None else {"page": following}
-        )
+        hits = [Hit(**hit) for hit in document["hits"]]
+        return Page(hits, None if following is None else {"page": following}, document.get("total"))
 
 
 class Annex(Shop):
@@ -94,6 +93,8 @@ class ShopServer:
         """What is answered to a keyword and page instead; None: as usual."""
         self.log: list[tuple[float, str, int]] = []
         """Every search: when, by ``time.monotonic``, for what, and which page."""
+        self.counts = False
+        """Whether it says how many it has."""
         self.held: set[str] = set()
         """Keywords whose searches wait for ``release``."""
 
@@ -143,4 +144,5 @@ class ShopServer:
         stock = self.stock.get(word, ())
         last = page * self.size
         goes_on = page + 1 if last < len(stock) else None
-        return json.dumps({"hits": list(stock[last - self.size : last]), "next": following or goes_on})
+        said = {"hits": list(stock[last - self.size : last]), "next": following or goes_on}
+        return json.dumps(said | ({"total": len(stock)} if self.counts else {}))

@@ -38,7 +38,7 @@ class Pooled:
 class Feed:
     """One keyword at one provider. ``cursor`` is that of the next page, of which ``skip`` hits are known already;
     ``rank`` counts the hits so far, ``handed`` those that became candidates, ``stale`` the pages in a row without
-    anything new. ``ended`` says why there is no more.
+    anything new; the provider says that it has ``total``. ``ended`` says why there is no more.
     """
 
     keyword: str
@@ -48,6 +48,7 @@ class Feed:
     rank: int = 0
     handed: int = 0
     stale: int = 0
+    total: int | None = None
     ended: str | None = None
     pool: list[Pooled] = field(default_factory=list)
 
@@ -114,6 +115,12 @@ def _document(feed: Feed) -> dict[str, Any]:
 def _known(document: Mapping[str, Any]) -> dict[str, Any]:
     """Without what a missing value means as well."""
     return {name: value for name, value in document.items() if value or value == ""}
+
+
+def total_of(feeds: Sequence[Feed]) -> int | None:
+    """About how many candidates there are in all, those of several feeds counted twice; None: one does not say."""
+    totals = [feed.total if feed.ended is None else feed.handed + len(feed.pool) for feed in feeds]
+    return None if None in totals else sum(total for total in totals if total is not None)
 
 
 def why_ended(feeds: Sequence[Feed]) -> str:

@@ -148,6 +148,7 @@ class Gathering:
             self.asked += 1
             return
         self.asked += 1
+        feed.total = page.total or feed.total
         hits = page.hits[feed.skip : feed.skip + max(missing, POOL_HITS)]
         ranked = [Pooled(hit, feed.rank + number) for number, hit in enumerate(hits, 1)]
         fresh = await self.fresh(pooled for pooled in ranked if self.licences.admit(pooled.hit.licence))

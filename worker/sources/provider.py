@@ -64,11 +64,13 @@ class Hit:
 class Page:
     """What one search found, and the cursor of the next one; None: there is no more.
 
-    A page may be empty and still have a next one. A cursor is a small JSON object, kept in the database.
+    A page may be empty and still have a next one. A cursor is a small JSON object, kept in the database. ``total``
+    is about how many hits all pages together have, as far as they are given out; None: it does not say.
     """
 
     hits: Sequence[Hit]
     cursor: Mapping[str, Any] | None
+    total: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from worker.sources.fields import (
     texts,
     variable,
     web_address,
+    whole,
 )
 from worker.sources.licences import licence_at
 from worker.sources.provider import Answer, Ask, Hit, Licences, Pace, Page, ProviderError
@@ -70,7 +71,8 @@ class Europeana:
         hits = [hit for item in items if (hit := _hit(item))]
         following = document.get("nextCursor")
         if items and isinstance(following, str) and following not in ("", mark):
-            return Page(hits, {"category": category, "cursor": following})
+            total = whole(document.get("totalResults")) if len(categories) == 1 else None
+            return Page(hits, {"category": category, "cursor": following}, total)
         rest = categories[categories.index(category) + 1 :] if category in categories else []
         return Page(hits, {"category": rest[0], "cursor": "*"} if rest else None)
 

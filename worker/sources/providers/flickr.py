@@ -80,7 +80,8 @@ class Flickr:
         pages = whole(document["photos"].get("pages")) or PAGES_MAX
         hits = [hit for photo in objects(photos) if (hit := _hit(photo, known))]
         goes_on = bool(photos) and page < min(pages, PAGES_MAX)
-        return Page(hits, {"page": page + 1} if goes_on else None)
+        total = whole(document["photos"].get("total"))
+        return Page(hits, {"page": page + 1} if goes_on else None, total and min(total, PAGES_MAX * PER_PAGE))
 
     async def _known(self, ask: Ask) -> dict[str, Licence]:
         """Flickr's numbers of licences, all but "All Rights Reserved": flickr.photos.licenses.getInfo.

@@ -92,7 +92,9 @@ class Openverse:
         pages = whole(document.get("page_count")) or PAGES_MAX
         goes_on = bool(results) and page < min(pages, PAGES_MAX)
         hits = [hit for result in results if (hit := _hit(result))]
-        return Page(hits, {"page": page + 1} if goes_on else None)
+        total = whole(document.get("result_count"))
+        given_out = min(pages, PAGES_MAX) * self.size
+        return Page(hits, {"page": page + 1} if goes_on else None, total and min(total, given_out))
 
     async def _ask(self, ask: Ask, params: Mapping[str, str], page: int) -> Any:
         """Ask with a token, and once more with a new one when the old one is refused."""
