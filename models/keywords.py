@@ -34,7 +34,10 @@ SELECT keyword, count(*) FROM images WHERE crawl_job_id = :job_id AND keyword IS
 
 def reached(session: Session, job_id: int) -> Reached:
     """What there is of each keyword now."""
-    max_images, accepted, unresolved = session.execute(JOB, {"job_id": job_id}).one()
+    row = session.execute(JOB, {"job_id": job_id}).one_or_none()
+    if row is None:  # It is not made yet: somebody wants to know what it would begin with.
+        return Reached(0, 0, {})
+    max_images, accepted, unresolved = row
     counted = None
     if accepted <= COUNTED_MAX:
         rows = session.execute(ACCEPTED, {"job_id": job_id})

@@ -2,6 +2,8 @@
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import structlog
 
@@ -59,3 +61,18 @@ def configure_logs(settings: Settings) -> None:
     root.setLevel(settings.log_level.upper())
     for name, level in CHATTY.items():
         logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def hushed(settings: Settings) -> Iterator[None]:
+    """Within a command that does a worker's work: its events go to standard error, and only for who debugs."""
+    before = structlog.get_config()
+    level = logging.DEBUG if settings.log_level == "debug" else logging.CRITICAL
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    try:
+        yield
+    finally:
+        structlog.configure(**before)

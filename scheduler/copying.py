@@ -7,7 +7,7 @@ import hashlib
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from models.jobs import SourceKind
 from models.settings import Settings
@@ -44,6 +44,7 @@ class InputFile:
 class Copy:
     """Inputs, one after another in one object. ``blocks`` reads them; all else is known afterwards."""
 
+    kind: ClassVar[SourceKind]
     inputs: Sequence[Input]
     options: TableOptions
     files: list[InputFile] = field(default_factory=list)

@@ -128,6 +128,51 @@ def submit(
 
     Raises RequestError when the request is refused, StoreError when the input cannot be stored.
     """
+    supply, wanted = read_request(
+        settings,
+        given,
+        name=name,
+        max_images=max_images,
+        priority=priority,
+        folder=folder,
+        ignore_opt_outs=ignore_opt_outs,
+        verification=verification,
+        tables=tables,
+        unique_urls=unique_urls,
+    )
+
+    def place() -> Submission:
+        with transaction(engine) as session:
+            owner = find_owner(session, settings, project, user)
+            if owner.project_id == NO_PROJECT:
+                project_id = own_project(session, owner.user_id, owner.project_name)
+                owner = replace(owner, project_id=project_id)
+            return _create(session, settings, owner, wanted, supply, reuse=reuse)
+
+    if not isinstance(supply, Copy):
+        return place()
+    with transaction(engine) as session:
+        find_owner(session, settings, project, user)
+    return _place_with(open_store(settings.store), supply, place)
+
+
+def read_request(
+    settings: Settings,
+    given: Sequence[str] | Supply,
+    *,
+    name: str | None,
+    max_images: int | None,
+    priority: int,
+    ignore_opt_outs: str,
+    verification: Verification,
+    tables: TableOptions,
+    unique_urls: bool,
+    folder: str | None = None,
+) -> tuple[Supply, Wanted]:
+    """Where the candidates come from, and what is wanted of them, as ``submit`` takes it. Nothing is read yet.
+
+    Raises RequestError.
+    """
     if isinstance(given, Sequence):
         _check_inputs(given)
         given = copy_of(settings, given, tables, unique_urls=unique_urls)
@@ -140,20 +185,7 @@ def submit(
         verification=verification,
     )
     _check_options(wanted)
-
-    def place() -> Submission:
-        with transaction(engine) as session:
-            owner = find_owner(session, settings, project, user)
-            if owner.project_id == NO_PROJECT:
-                project_id = own_project(session, owner.user_id, owner.project_name)
-                owner = replace(owner, project_id=project_id)
-            return _create(session, settings, owner, wanted, given, reuse=reuse)
-
-    if not isinstance(given, Copy):
-        return place()
-    with transaction(engine) as session:
-        find_owner(session, settings, project, user)
-    return _place_with(open_store(settings.store), given, place)
+    return given, wanted
 
 
 def _place_with(store: Store, copy: Copy, place: Callable[[], Submission]) -> Submission:
@@ -249,8 +281,12 @@ def check_max_images(number: int | None) -> None:
         raise RequestError(f"The number of images is 1 to {CANDIDATES_MAX:,}, not {number:,}.")
 
 
-def find_owner(session: Session, settings: Settings, project: str | None, user: str | None) -> Owner:
-    """Whose project it is, able to pay for one image at least; its id is NO_PROJECT when it has to be made."""
+def find_owner(
+    session: Session, settings: Settings, project: str | None, user: str | None, *, paying: bool = True
+) -> Owner:
+    """Whose project it is, able to pay for one image at least if ``paying``; its id is NO_PROJECT when it has to be
+    made.
+    """
     email = user or settings.user
     user_id = find_user(session, email)
     if user_id is None and (user or project is None):
@@ -269,7 +305,7 @@ def find_owner(session: Session, settings: Settings, project: str | None, user: 
         )
     if owner.balance is None:
         raise RequestError(f"{owner.email} has no credit account, so nothing can be paid for.")
-    if owner.balance < settings.credits_per_image:
+    if paying and owner.balance < settings.credits_per_image:
         raise RequestError(
             f"{owner.email} has {owner.balance:,} credits and one image costs {settings.credits_per_image:,}: "
             f"add some with `pixtrawl credits grant AMOUNT --user {owner.email}`."

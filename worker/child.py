@@ -16,7 +16,6 @@ from redis.asyncio import Redis
 
 from models.database import make_engine
 from models.settings import Settings
-from worker.helper import leave_with_parent
 from worker.memory import give_large_blocks_back
 from worker.opt_outs import OptOuts
 from worker.politeness import Politeness
@@ -60,7 +59,6 @@ class Child:
         self._database = ThreadPoolExecutor(1, thread_name_prefix="database")
         self._aside = ThreadPoolExecutor(1, thread_name_prefix="aside")
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="lease")
-        leave_with_parent()
         give_large_blocks_back()
         tell_aside(0)
         self._thread = threading.Thread(target=self.loop.run_forever, name="loop", daemon=True)
@@ -109,11 +107,11 @@ class Child:
         """Around a call of a store, which may hang."""
         return self.watchdog.timing(Work.STORE, self.settings.store_seconds_max)
 
-    def run(self, crawl: Coroutine[Any, Any, None]) -> None:
+    def run(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Run one task to its end on this child's loop."""
-        call = asyncio.run_coroutine_threadsafe(crawl, self.loop)
+        call = asyncio.run_coroutine_threadsafe(work, self.loop)
         try:
-            call.result()
+            return call.result()
         except BaseException:
             call.cancel()
             raise

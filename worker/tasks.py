@@ -6,6 +6,7 @@ from worker.app import CRAWL_CHUNK, DISCOVER, app
 from worker.child import Child
 from worker.crawl import crawl_chunk as crawl
 from worker.discover import make_step
+from worker.helper import leave_with_parent
 from worker.presence import Heartbeat, TellChildren, heeding_pool
 from worker.transport import trusted
 
@@ -19,6 +20,7 @@ def child() -> Child:
     """What this pool child has open; opened on first use, never before the fork."""
     global _child  # noqa: PLW0603 - one a process, for its lifetime.
     if _child is None:
+        leave_with_parent()
         _child = Child(app.settings)
     return _child
 

@@ -99,6 +99,10 @@ class Asked:
             self._refuse(bool(getattr(self, option)), _spelled(option), SEARCH)
         return make_page_crawl(self.pages, **{option: getattr(self, option) for option in PAGE_OPTIONS})
 
+    def refuse_both_looks(self) -> None:
+        """Raise UsageError when ``--dry-run`` is given, too."""
+        self._refuse(self.dry_run, "--dry-run", "a look at a search without trying it: leave out --quote")
+
     def _refuse(self, is_given: bool, option: str, what_for: str) -> None:
         if is_given:
             raise click.UsageError(f"{option} is for {what_for}.")

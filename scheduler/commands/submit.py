@@ -1,11 +1,14 @@
 """``pixtrawl submit``: checks an input and queues a job for it. Crawls nothing."""
 
+from typing import Any
+
 import click
 
 from models.outcomes import Verification
 from scheduler.commands.asked import Asked, asked_options, begun, max_images_option
 from scheduler.commands.options import ignore_opt_outs_option, json_option, user_option, verify_option
 from scheduler.commands.preview import show_preview
+from scheduler.commands.quote import show_quote
 from scheduler.connect import open_database
 from scheduler.enqueue import DEFAULT_PROJECT
 from scheduler.enqueue import submit as enqueue
@@ -21,6 +24,7 @@ from scheduler.printing import print_json
 @click.option("--priority", type=int, default=5, show_default=True, help="0 to 10, 10 most urgent.")
 @ignore_opt_outs_option
 @verify_option
+@click.option("--quote", is_flag=True, help="Try some of it, and say what the job would bring and cost.")
 @json_option
 def submit(
     asked: Asked,
@@ -31,6 +35,7 @@ def submit(
     priority: int,
     ignore_opt_outs: str,
     verify: str,
+    quote: bool,
     as_json: bool,
 ) -> int:
     """Queue a job for lists and tables of URLs: paths, http(s) URLs, s3://, gs://, az://, or - for standard input.
@@ -43,6 +48,7 @@ def submit(
 
     \b
     pixtrawl submit urls.txt --name kingfishers --priority 8
+    pixtrawl submit urls.txt --quote
     pixtrawl submit laion.parquet --url-column URL --unique-urls
     pixtrawl submit -k cat -k "red panda" -n 1000 --license open
     grep -h jpg lists/*.txt | pixtrawl submit - --max-images 5000
@@ -51,24 +57,22 @@ def submit(
     from models.reports import live_workers
     from scheduler.progress import find_job
 
+    options: dict[str, Any] = {
+        "name": name,
+        "max_images": max_images,
+        "priority": priority,
+        "ignore_opt_outs": ignore_opt_outs,
+        "verification": Verification(verify),
+        "tables": asked.tables,
+        "unique_urls": asked.unique_urls,
+    }
+    if quote:
+        return show_quote(asked, options, project, user, as_json=as_json)
     if asked.dry_run:
         return show_preview(asked, project, user, max_images, as_json=as_json)
     with open_database() as (settings, engine):
         given = asked.given(settings)
-        submission = enqueue(
-            settings,
-            engine,
-            given,
-            name=name,
-            project=project,
-            user=user,
-            max_images=max_images,
-            priority=priority,
-            ignore_opt_outs=ignore_opt_outs,
-            verification=Verification(verify),
-            tables=asked.tables,
-            unique_urls=asked.unique_urls,
-        )
+        submission = enqueue(settings, engine, given, project=project, user=user, **options)
         job = find_job(engine, submission.job_id)
         with transaction(engine) as session:
             workers = live_workers(session)

@@ -6,7 +6,7 @@ kills its worker is known, and ends in the transaction that advances the source.
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -69,19 +69,25 @@ class PagesSource:
 
 def begin(job: SplittableJob) -> Step:
     """The first step: pages that were given, and the robots.txt of their sites where sitemaps are wanted."""
+    given = given_pages(job.source)
+    budget = Budget.of(job.source, {})
+    for page in given:
+        budget.spend(host_of(parse_url(page.url)))
+    commit = partial(add_pages, job_id=job.id, before=0, pages=given)
+    return Step((), cursor_of(budget, 0), None, commit)
+
+
+def given_pages(source: Mapping[str, Any]) -> list[NewPage]:
+    """Where a crawl begins, each once."""
     given: dict[bytes, NewPage] = {}
-    urls = [parse_url(text) for text in job.source["pages"]]
+    urls = [parse_url(text) for text in source["pages"]]
     kinds = [(url, PageKind.START) for url in urls]
-    if job.source.get("sitemaps"):
+    if source.get("sitemaps"):
         kinds += [(parse_url(f"{url.origin}{ROBOTS_PATH}"), PageKind.SITEMAP) for url in urls]
     for url, kind in kinds:
         page = NewPage(page_key(url), kind, url.url, 0, 0, None, page_pattern(url))
         given.setdefault(page.key, page)
-    budget = Budget.of(job.source, {})
-    for page in given.values():
-        budget.spend(host_of(parse_url(page.url)))
-    commit = partial(add_pages, job_id=job.id, before=0, pages=list(given.values()))
-    return Step((), cursor_of(budget, 0), None, commit)
+    return list(given.values())
 
 
 class StepOfPages:
