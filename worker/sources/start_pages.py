@@ -64,5 +64,5 @@ def _moved(brought: Brought) -> Iterator[PendingPage]:
 
 def _pending(page: NewPage) -> PendingPage:
     return PendingPage(
-        page.key, page.kind, page.url, page.depth, page.hops, page.found_on, page.pattern, 0, 0, ()
+        page.key, page.kind, page.url, page.depth, page.hops, page.found_on, page.pattern, 0, 0, 0, ()
     )
