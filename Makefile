@@ -15,10 +15,10 @@ demo: venv ## Crawl a local site of generated photographs through the whole syst
 	@$(BIN)/pixtrawl demo
 
 test: venv ## Run all tests on real PostgreSQL, Valkey, Celery workers and HTTP servers
-	@$(BIN)/python -m pytest -n 3 --dist worksteal
+	@$(BIN)/python -m pytest -n 4 --dist worksteal
 
 test-postgres: venv ## Run all tests on another PostgreSQL (POSTGRES=/usr/lib/postgresql/15/bin)
-	@TEST_POSTGRES_BIN="$(POSTGRES)" $(BIN)/python -m pytest -n 3 --dist worksteal
+	@TEST_POSTGRES_BIN="$(POSTGRES)" $(BIN)/python -m pytest -n 4 --dist worksteal
 
 test-migrations: venv ## Migrate a million rows a table while others write them, and show how long they waited
 	@TEST_MIGRATION_ROWS=1000000 $(BIN)/python -m pytest tests/migration/test_online_migrations.py -o log_cli=true

@@ -24,6 +24,24 @@ if TYPE_CHECKING:
 TEMPLATE = "template_at_head"
 numbers = itertools.count(1)
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Spread the files of slow tests over the list: each process of a run gets a piece, with its share of them."""
+    files = {
+        path: list(tests)
+        for path, tests in itertools.groupby(items, key=lambda item: item.path)
+        if path.parent.name == "acceptance"
+    }
+    quick = [item for item in items if item.path not in files]
+    if not files or not quick:
+        return
+    step = len(quick) / len(files)
+    spread: list[pytest.Item] = []
+    for number, slow in enumerate(files.values()):
+        spread += slow + quick[round(number * step) : round((number + 1) * step)]
+    items[:] = spread
+
+
 # A shell starts what it puts into the background with SIGINT ignored; every command under test would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
