@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from sqlalchemy import TextClause, text
 from sqlalchemy.orm import Session
 
+from models.recording import storable
 from models.splitting import (
     AT_REST,
     IS_DISCOVERED,
@@ -164,7 +165,7 @@ def end_source(session: Session, fence: StepFence, detail: str) -> bool:
 
 
 def _written(session: Session, statement: TextClause, fence: StepFence, **values: object) -> bool:
-    return session.execute(statement, _guard(fence) | values).first() is not None
+    return session.execute(statement, _guard(fence) | storable(values)).first() is not None
 
 
 def _guard(fence: StepFence) -> dict[str, object]:

@@ -219,7 +219,8 @@ UPDATE crawl_jobs j SET completed_at = now(), blocked_reason = NULL, paused_at =
         ELSE 'completed' END,
     progress = CASE WHEN j.cancelled_at IS NULL AND j.failed_chunks = 0 THEN 100 ELSE j.progress END
 FROM ended, projects p WHERE j.id = ended.id AND p.id = j.project_id
-RETURNING j.id, j.name, j.status, j.valid_images, j.failed_images, j.unit_price, p.user_id
+RETURNING j.id, j.name, j.status, j.valid_images, j.failed_images, j.unit_price, p.user_id,
+    j.source_detail
 """)
 CLOSED_TYPE = {
     JobStatus.COMPLETED: NotificationType.SUCCESS,
@@ -241,6 +242,8 @@ def close_job(session: Session) -> int | None:
         f"{row.valid_images} images accepted for {row.valid_images * row.unit_price} credits, "
         f"{row.failed_images} candidates without an image."
     )
+    if row.source_detail:
+        message += f" The source: {row.source_detail}."
     notify(session, row.user_id, CLOSED_TYPE[status], "crawl_job", title, message, {"job_id": row.id})
     log_activity(session, row.id, f"crawl_job.{status.value}", {"valid_images": row.valid_images})
     return int(row.id)

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from models.candidates import PackedCandidate, pack_candidates
 from models.jobs import DISCOVERED, SourceKind, SourceState
 from models.outcomes import Candidate, Reason
-from models.recording import Tally, count_job, refuse_ranges
+from models.recording import Tally, count_job, refuse_ranges, storable
 
 TOP_UP_MIN = 50
 """A top-up waits until so many more are wanted, or until nothing is unresolved: no chunks of one candidate."""
@@ -115,12 +115,12 @@ def advance_source(
     parameters = {
         "job_id": job.id,
         "step": job.step,
-        "cursor": json.dumps(dict(cursor)),
+        "cursor": json.dumps(storable(cursor)),
         "state": state.value,
         "candidates": sum(len(chunk.candidates) for chunk in chunks),
         "chunks": len(chunks),
         "worker": worker,
-        "detail": detail,
+        "detail": storable(detail),
     }
     priority = session.execute(ADVANCE, parameters).scalar_one_or_none()
     if priority is None:

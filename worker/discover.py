@@ -12,7 +12,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from models.cutting import cut
-from models.database import transaction
+from models.database import first_line, transaction
 from models.discovery import (
     StartedStep,
     end_source,
@@ -50,6 +50,8 @@ ATTEMPTS_MAX = 50
 BROKEN_ATTEMPTS_MAX = 8
 """The same of a step that breaks off for no reason that anybody foresaw: a few minutes."""
 BACKOFF_SECONDS_MAX = 3600.0
+BROKE_OFF = "it broke off"
+WAIT_SECONDS_MAX = 86_400.0
 
 log = structlog.get_logger()
 Result = TypeVar("Result")
@@ -98,15 +100,17 @@ class StepRun:
             await self.postpone(wait)
         except SourceError as error:
             await self.end(str(error))
+        except TimeoutError:
+            await self.postpone(SourceWait(0, f"its step took longer than {STEP_SECONDS_MAX:.0f} s"))
         except Exception as error:
             if not await self.mine():  # Its job was deleted, say.
                 log.info("step_given_up", **self.names, why="it is not wanted any more")
                 return
             log.exception("step_broke_off", **self.names)
-            if self.attempts >= BROKEN_ATTEMPTS_MAX:
-                await self.end(f"unexpected {type(error).__name__}: {error}")
+            if self.attempts >= BROKEN_ATTEMPTS_MAX and (self.waited_for or "").startswith(BROKE_OFF):
+                await self.end(f"unexpected {type(error).__name__}: {first_line(error)}")
             else:
-                await self.postpone(SourceWait(0, f"it broke off: unexpected {type(error).__name__}"))
+                await self.postpone(SourceWait(0, f"{BROKE_OFF}: unexpected {type(error).__name__}"))
 
     async def make(self) -> Step:
         """Ask, and look after the lease meanwhile. Raises LostStepError when there is a reason to stop before."""
@@ -168,6 +172,7 @@ class StepRun:
     async def postpone(self, wait: SourceWait) -> None:
         """Let the step wait: as long as was asked for, and longer each time that it counts in a row."""
         seconds = wait.seconds if wait.ours else max(wait.seconds, backoff_seconds(self.attempts))
+        seconds = min(seconds, WAIT_SECONDS_MAX)
         arrow = partial(
             postpone_source, fence=self.fence, seconds=seconds, why=str(wait), counts=not wait.ours
         )

@@ -127,7 +127,8 @@ def crawl(
             print_json(error.job)
         say(f"{describe(error.job)} The same command resumes it.")
         return INTERRUPTED
-    return 0 if job["status"] == JobStatus.COMPLETED else FAILED
+    # A search or a site that brought nothing to fetch is no success, though nothing failed.
+    return 0 if job["status"] == JobStatus.COMPLETED and job["total_images"] else FAILED
 
 
 def describe(job: Mapping[str, Any]) -> str:

@@ -308,7 +308,7 @@ def test_errors_that_will_not_pass_end_the_source_and_say_why(engine, child, sho
     assert row["source_detail"].startswith("shop cannot be asked: ")
     shop.script = lambda *_: (200, {}, '{"hits": [{"odd": 1}], "next": null}')
     row = go(child, engine, search(engine, "cat"))
-    assert row["source_wait"] == "it broke off: unexpected TypeError"
+    assert row["source_wait"] == "shop broke off: unexpected TypeError"
 
 
 def test_licences_are_filtered_whatever_a_provider_says(engine, child, shop) -> None:

@@ -64,7 +64,7 @@ class Asking:
             request = self._client.build_request(
                 "GET" if form is None else "POST", url, params=params, headers=headers, data=form
             )
-        except httpx.InvalidURL as error:
+        except (httpx.InvalidURL, UnicodeError) as error:
             raise ProviderError(f"{self._name} cannot be asked at {_place(url)}: {error}") from error
         ends = time.monotonic() + TRYING_SECONDS_MAX
         while True:
@@ -95,7 +95,8 @@ class Asking:
                 if heed is not None:
                     heed(answer)
             except ProviderWait as wait:
-                turn.left_alone(min(wait.seconds, WAIT_SECONDS_MAX), str(wait))
+                wait.seconds = min(wait.seconds, WAIT_SECONDS_MAX)
+                turn.left_alone(wait.seconds, str(wait))
                 raise
             return self._judge(answer, turn)
 

@@ -112,8 +112,11 @@ class _Words(HTMLParser):
     @classmethod
     def of(cls, markup: str) -> str:
         parser = cls()
-        parser.feed(markup)
-        parser.close()
+        try:
+            parser.feed(markup)
+            parser.close()
+        except AssertionError:  # Python's parser gives up over "<![x".
+            return _MARKUP.sub(" ", markup)
         return "".join(parser.words)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:

@@ -147,6 +147,11 @@ class Gathering:
             feed.ended = str(error)
             self.asked += 1
             return
+        except Exception as error:  # Nobody can foresee what a provider raises; others go on.
+            log.exception("provider_broke_off", job=self.job.id, provider=feed.provider)
+            why = f"{feed.provider} broke off: unexpected {type(error).__name__}"
+            self.waits[feed.provider] = ProviderWait(0, why)
+            return
         self.asked += 1
         feed.total = page.total or feed.total
         hits = page.hits[feed.skip : feed.skip + max(missing, POOL_HITS)]

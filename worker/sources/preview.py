@@ -61,7 +61,8 @@ async def _first_page(opened: Providers, keyword: str, name: str, licences: Lice
                 return Preview(keyword, name, error=str(wait))
             await asyncio.sleep(wait.seconds)
         except ProviderWait as wait:
-            return Preview(keyword, name, error=f"{wait}: try again in {wait.seconds:.0f} s")
+            later = f": try again in {wait.seconds:.0f} s" if wait.seconds >= 1 else ""
+            return Preview(keyword, name, error=f"{wait}{later}")
         except ProviderError as error:
             return Preview(keyword, name, error=str(error))
         else:

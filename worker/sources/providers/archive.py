@@ -14,7 +14,7 @@ from urllib.parse import quote
 from worker.sources.calls import ask_each
 from worker.sources.fields import escape_query, given, list_in, make_hit, objects, text, texts
 from worker.sources.licences import UNKNOWN, Licence, licence_at
-from worker.sources.provider import Answer, Ask, Hit, Licences, Pace, Page, ProviderError
+from worker.sources.provider import Answer, Ask, Hit, Licences, Pace, Page, ProviderError, ProviderWait
 
 URL = "https://archive.org"
 PAGE = 100
@@ -80,7 +80,9 @@ class Archive:
         """The image files of one item that somebody uploaded; none of a dark or broken one, which is ``{}``."""
         try:
             record = await ask(f"{self.url}/metadata/{identifier}", heed=_heed_item)
-        except _GoneError:
+        except ProviderWait:
+            raise
+        except ProviderError:  # Whatever is odd about one item costs only that.
             return []
         files = record.get("files") if isinstance(record, dict) else None
         return [file for file in objects(files if isinstance(files, list) else []) if _is_image(file)]

@@ -94,7 +94,7 @@ def _heed(answer: Answer) -> None:
         return
     code, info = str(error.get("code")), text(error.get("info")) or "it does not say why"
     asked = answer.headers.get("retry-after", "")
-    seconds = int(asked) if asked.isascii() and asked.isdecimal() else 0
+    seconds = int(asked[:9]) if asked.isascii() and asked.isdecimal() else 0
     if code == "maxlag":
         raise ProviderWait(max(seconds, LAG_SECONDS), f"the databases of commons lag behind: {info}")
     if code.startswith(BUSY):

@@ -63,7 +63,9 @@ class Met:
             return None
         try:
             return await ask(f"{self.url}/objects/{identity}", heed=partial(_heed, gone=(404, 410, 500)))
-        except _GoneError:
+        except ProviderWait:
+            raise
+        except ProviderError:  # Whatever is odd about one object costs only that.
             return None
 
 
