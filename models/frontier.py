@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from models.arrays import array
 from models.opt_outs import OptOut
 from models.pages import PageKind, PageState
+from models.recording import storable
 
 LOSSES_MAX = 3
 """A page over which so many workers were lost in a row is not read any more."""
@@ -176,7 +177,7 @@ def end_pages(session: Session, job_id: int, pages: Collection[ReadPage]) -> Non
         "reasons": [page.reason for page in ordered],
         "statuses": [page.http_status for page in ordered],
         "details": [_storable(page.detail) for page in ordered],
-        "evidence": [page.evidence and json.dumps(page.evidence) for page in ordered],
+        "evidence": [page.evidence and json.dumps(storable(page.evidence)) for page in ordered],
         "images": [page.images for page in ordered],
         "fresh": [int(page.fresh) for page in ordered],
         "rests": [_pack(page.rest) for page in ordered],
@@ -265,7 +266,7 @@ def delete_pages(session: Session, job_id: int, limit: int) -> int:
 
 
 def _storable(text: str | None) -> str | None:
-    return text and text.replace("\0", "")[:1000]
+    return text and str(storable(text))[:1000]
 
 
 def _pack(rest: Sequence[Mapping[str, Any]]) -> bytes | None:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
@@ -262,6 +263,11 @@ def _check_inputs(inputs: Sequence[str]) -> None:
         raise RequestError("There is no input: give a file of URLs, one a line, or - for standard input.")
     if list(inputs).count(STANDARD_INPUT) > 1:
         raise RequestError("Standard input (-) can be given only once.")
+    for one in inputs:
+        try:
+            urlsplit(one if "://" in one else "")
+        except ValueError as error:
+            raise RequestError(f"{one} cannot be read: {error}.") from None
 
 
 def _check_options(wanted: Wanted) -> None:

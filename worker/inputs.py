@@ -181,7 +181,7 @@ async def _download(url: str, settings: Settings) -> AsyncGenerator[bytes, None]
         raise InputError(
             f"{url} is refused: {error.refusal.detail}; name your own network in PIXTRAWL_ALLOWED_NETWORKS."
         ) from None
-    except (AddressError, UnknownCodingError, httpx.TransportError, zlib.error) as error:
+    except (AddressError, UnknownCodingError, httpx.TransportError, zlib.error, ValueError) as error:
         raise InputError(f"{url} cannot be read: {error or type(error).__name__}.") from None
     finally:
         await transport.aclose()

@@ -122,6 +122,7 @@ REFUSED_REQUESTS = {
     "unknown project id": (["good.txt", "--project", "9999"], "There is no project 9999"),
     "unknown user": (["good.txt", "--user", "eve@example.invalid"], "There is no user eve@example.invalid"),
     "no input": ([], "There is nothing to crawl"),
+    "half an address": (["https://[x/a.csv"], "https://[x/a.csv cannot be read"),
 }
 
 

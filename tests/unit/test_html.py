@@ -228,6 +228,24 @@ def test_owners(meta, nofollow, agents):
 
 
 @pytest.mark.parametrize(
+    "tag",
+    ["a", "area", "audio", "iframe", "img", "input type=image", "link", "meta", "script", "source", "video"],
+)
+def test_an_element_without_what_it_is_for_costs_nothing(tag):
+    """Pages style anything: what such an element lacks is no image and no link, and the others are found."""
+    assert images(f"<{tag} style='color: red' background data-bg=''></{tag}><img src=a.jpg>") == [
+        "/birds/a.jpg"
+    ]
+
+
+def test_a_picture_of_many_sources_is_read_at_once():
+    """All have the text of its image, which is looked for once."""
+    sources = "".join(f"<source srcset={number}.jpg>" for number in range(20_000))
+    found = read(f"<picture>{sources}<img src=x.jpg alt=Owl></picture>").images
+    assert {image.alt for image in found} == {"Owl"}
+
+
+@pytest.mark.parametrize(
     ("body", "content_type"),
     [
         ("<img alt=Käuze src=x>".encode(), "text/html"),
@@ -237,6 +255,8 @@ def test_owners(meta, nofollow, agents):
         ("<meta charset=latin1><img alt=Käuze src=x>".encode("latin-1"), "text/html; charset=no-such"),
         ("<meta charset=utf-16><img alt=Käuze src=x>".encode(), "text/html"),
         ("<meta charset=rot13><img alt=Käuze src=x>".encode(), "text/html"),
+        ("<img alt=Käuze src=x>".encode(), "text/html; charset=undefined"),
+        ("<meta charset=unicode-escape><img alt=Käuze src=x>".encode(), "text/html"),
         (b"\xef\xbb\xbf" + "<img alt=Käuze src=x>".encode(), "text/html; charset=latin1"),
         (b"\xff\xfe" + "<img alt=Käuze src=x>".encode("utf-16-le"), ""),
         (

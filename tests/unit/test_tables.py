@@ -3,6 +3,7 @@
 import datetime
 import decimal
 import gzip
+import io
 import itertools
 import json
 import tracemalloc
@@ -12,6 +13,7 @@ import pytest
 from backports import zstd
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from models.settings import read_settings
 from tests.support.table_files import COMPRESSIONS, parquet_of, write_table
@@ -245,6 +247,21 @@ def test_columns_are_found(read):
     assert read("g.json", f'["{A}", "{B}"]'.encode()) == [(A, 1, {}), (B, 2, {})]
     with pytest.raises(UnfitTableError, match=r"has no column here \(--url-column\): it has url, there"):
         read("c.csv", f"url;there\n{B};{A}\n".encode(), url_column="here")
+
+
+def test_parquet_with_one_name_twice(read):
+    """As in CSV, the second column gets a name of its own."""
+    file = io.BytesIO()
+    both = arrow.table([arrow.array([A]), arrow.array([1]), arrow.array([2])], names=["url", "w", "w"])
+    parquet.write_table(both, file)
+    [row] = read("t.parquet", file.getvalue())
+    assert (row[0], sorted(row[2]["metadata"].values())) == (A, [1, 2])
+
+
+def test_parquet_with_odd_values_inside_a_list(read):
+    """They are missing, and the row is not."""
+    times = arrow.array([[1_764_316_800_000_000_001], None], arrow.list_(arrow.timestamp("ns")))
+    assert [row[0] for row in read("t.parquet", parquet_of({"url": [A, A], "times": times}))] == [A, A]
 
 
 def test_parquet_of_every_kind_of_column(read):

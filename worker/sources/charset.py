@@ -25,7 +25,7 @@ _LABELS = {
     "big5": "big5hkscs",
     "tis-620": "cp874",
 }
-_REFUSED = frozenset({"utf-7", "idna", "punycode", "unicode_escape", "raw_unicode_escape"})
+_REFUSED = frozenset({"utf-7", "idna", "punycode", "unicode-escape", "raw-unicode-escape"})
 """Codecs of text that no page is written in."""
 
 
@@ -76,6 +76,6 @@ def _codec(label: str) -> str | None:
     try:
         name = codecs.lookup({"sjis": "shift_jis"}.get(label, label)).name
         b"x".decode(name, "replace")  # Some codecs are not of text.
-    except LookupError:
+    except (LookupError, UnicodeError):  # "undefined" and "idna" decode nothing.
         return None
     return None if name in _REFUSED else _LABELS.get(name, name)

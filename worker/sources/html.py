@@ -108,6 +108,7 @@ class _Reader:
         self._images: set[str] = set()
         self._links: set[str] = set()
         self._known: dict[str, ParsedURL | None] = {}
+        self._picture: tuple[int, Mapping[str, str | None]] | None = None
 
     def read(self, tree: LexborHTMLParser) -> Page:
         base = tree.css_first("base[href]")
@@ -170,16 +171,23 @@ class _Reader:
         """A source of a picture, which has the picture's own text. Those of audio and video have no srcset."""
         reference = _largest(attributes, ("srcset", *_LAZY_SETS))
         if reference is not None:
-            picture = node.parent
-            img = picture.css_first("img") if picture is not None and picture.tag == "picture" else None
-            texts = img.attributes if img is not None else {}
+            texts = self._texts_of(node.parent)
             self._image(reference, texts.get("alt"), texts.get("title"))
+
+    def _texts_of(self, picture: LexborNode | None) -> Mapping[str, str | None]:
+        """What a picture's own image says, looked for once for all its sources."""
+        if picture is None or picture.tag != "picture":
+            return {}
+        if self._picture is None or self._picture[0] != picture.mem_id:
+            img = picture.css_first("img")
+            self._picture = picture.mem_id, {} if img is None else img.attributes
+        return self._picture[1]
 
     def read_anchor(self, node: LexborNode, attributes: Mapping[str, str | None]) -> None:
         """A link: to an image, or to a page."""
         if "nofollow" in (attributes.get("rel") or "").lower().split():
             return
-        target = self._resolve(attributes["href"])
+        target = self._resolve(attributes.get("href"))
         if target is None:
             return
         if names_image(target.url):
@@ -191,19 +199,19 @@ class _Reader:
 
     def read_frame(self, _: LexborNode, attributes: Mapping[str, str | None]) -> None:
         """A page inside the page."""
-        self._link(attributes["src"])
+        self._link(attributes.get("src"))
 
     def read_link(self, _: LexborNode, attributes: Mapping[str, str | None]) -> None:
         """An image that stands for the page, or a page that belongs to it."""
         relations = set((attributes.get("rel") or "").lower().split())
         if "image_src" in relations:
-            self._image(attributes["href"])
+            self._image(attributes.get("href"))
         elif relations & _LINKED and "nofollow" not in relations:
-            self._link(attributes["href"])
+            self._link(attributes.get("href"))
 
     def read_meta(self, _: LexborNode, attributes: Mapping[str, str | None]) -> None:
         """Images that stand for the page, and what its owner says to crawlers."""
-        content = attributes["content"] or ""
+        content = attributes.get("content") or ""
         name = (attributes.get("name") or "").strip().lower()
         kinds = {name, (attributes.get("property") or "").strip().lower()}
         if _META_IMAGES & kinds or (attributes.get("itemprop") or "").strip().lower() == "image":
@@ -220,7 +228,7 @@ class _Reader:
 
     def read_script(self, node: LexborNode, attributes: Mapping[str, str | None]) -> None:
         """Images described in JSON-LD."""
-        if (attributes["type"] or "").partition(";")[0].strip().lower() == "application/ld+json":
+        if (attributes.get("type") or "").partition(";")[0].strip().lower() == "application/ld+json":
             for described in described_images(node.text()):
                 self._add(described)
 
@@ -230,12 +238,12 @@ class _Reader:
 
     def read_video(self, _: LexborNode, attributes: Mapping[str, str | None]) -> None:
         """What a film shows before it plays."""
-        self._image(attributes["poster"])
+        self._image(attributes.get("poster"))
 
     def read_input(self, _: LexborNode, attributes: Mapping[str, str | None]) -> None:
         """A button that is an image."""
         if (attributes.get("type") or "").lower() == "image":
-            self._image(attributes["src"], attributes.get("alt"))
+            self._image(attributes.get("src"), attributes.get("alt"))
 
     def read_style(self, node: LexborNode, _: Mapping[str, str | None]) -> None:
         """Backgrounds in the page's own style sheet."""

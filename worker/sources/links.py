@@ -43,12 +43,13 @@ class Budget:
             Counter(cursor.get("left_out", {})),
         )
 
-    def spend(self, host: str) -> bool:
-        """Take a page of a host, if there is room."""
-        if self.pages >= self.pages_max:
+    def spend(self, host: str, *, moved: bool = False) -> bool:
+        """Take a page of a host, if there is room; one that has ``moved`` had it already."""
+        if not moved and self.pages >= self.pages_max:
             self.left_out["pages"] += 1
-        elif self.hosts[host] >= self.host_pages_max or (
-            host not in self.hosts and len(self.hosts) >= HOSTS_MAX
+        elif not moved and (
+            self.hosts[host] >= self.host_pages_max
+            or (host not in self.hosts and len(self.hosts) >= HOSTS_MAX)
         ):
             self.left_out["host"] += 1
         else:
@@ -89,7 +90,7 @@ def choose(
         used_up = count.dry >= DRY_PAGES_MAX or count.pages + taken[pattern] >= PATTERN_PAGES_MAX
         if used_up and not link.listed:
             budget.left_out["trap"] += 1
-        elif budget.spend(host_of(link.url)):
+        elif budget.spend(host_of(link.url), moved=link.hops > 0):
             taken[pattern] += 1
             chosen.append(
                 NewPage(key, link.kind, link.url.url, link.depth, link.hops, link.found_on, pattern)

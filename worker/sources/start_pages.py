@@ -38,7 +38,7 @@ async def images_of_start_pages(
         brought = await PageFetches(child, scope, obeyed, pages).run() if pages else []
         for each in brought:
             images += each.images
-            linked = linked or (source["depth"] > 0 and any(link.depth for link in each.links))
+            linked = linked or any(link.listed or 0 < link.depth <= source["depth"] for link in each.links)
             if each.page.state is PageState.FAILED:
                 problems.append(
                     f"{each.source.url} could not be read: {each.page.detail or each.page.reason}"

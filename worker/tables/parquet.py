@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from models.candidates import Row
 from worker.tables.batches import BATCH_ROWS
-from worker.tables.columns import Columns
+from worker.tables.columns import Columns, distinct
 from worker.tables.errors import BrokenTableError, UnfitTableError
 from worker.tables.formats import TableOptions
 from worker.tables.text import oddity
@@ -38,16 +38,16 @@ def read_parquet(file: BinaryIO, options: TableOptions) -> Iterator[list[Row]]:
         every = table.schema_arrow.names
     except failures as error:
         raise UnfitTableError(f"is no Parquet file that can be read ({_why(error)})") from None
-    names = [name for name in every if not PANDAS_INDEX.fullmatch(name)]
+    places = [place for place, name in enumerate(every) if not PANDAS_INDEX.fullmatch(name)]
+    names = distinct(every[place] for place in places)
     columns = Columns(names, options, "row {row}")
-    wanted = None if names == every else names
     numbers = itertools.count(1)
     done = 0
     for group in range(table.num_row_groups):
         try:
-            batches = table.iter_batches(BATCH_ROWS, row_groups=[group], columns=wanted, use_threads=False)
+            batches = table.iter_batches(BATCH_ROWS, row_groups=[group], use_threads=False)
             for batch in batches:
-                lists = [_values(batch.column(name)) for name in names]
+                lists = [_values(batch.column(place)) for place in places]
                 done += batch.num_rows
                 yield [_row(columns, next(numbers), names, values) for values in zip(*lists, strict=True)]
         except failures as error:
@@ -72,12 +72,20 @@ def _values(column: Any) -> list[Any]:
         column = column.cast(arrow.timestamp("us", kind.tz), safe=False)
     try:
         values: list[Any] = column.to_pylist()
-    except UnicodeDecodeError:
+    except (
+        ValueError,
+        OverflowError,
+        LookupError,
+    ) as error:  # No UTF-8, or no date or zone that Python knows.
+        odd = "binary" if isinstance(error, UnicodeDecodeError) else "string"
+        try:
+            values = column.cast(odd).to_pylist()
+        except arrow.ArrowException:  # It is inside a list, say: then such values are left out.
+            values = [_known(value) for value in column]
         values = [
-            value and value.decode("utf-8", "surrogateescape") for value in column.cast("binary").to_pylist()
+            value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
+            for value in values
         ]
-    except (ValueError, OverflowError):  # A date that Python does not know.
-        values = column.cast("string").to_pylist()
     if (
         kinds.is_integer(kind)
         or kinds.is_boolean(kind)
@@ -86,6 +94,13 @@ def _values(column: Any) -> list[Any]:
     ):
         return values
     return [plain(value) for value in values]
+
+
+def _known(value: Any) -> Any:
+    try:
+        return value.as_py()
+    except (ValueError, OverflowError, LookupError):
+        return None
 
 
 def plain(value: Any, depth: int = 0) -> Any:  # noqa: PLR0911 - one for each kind of value
