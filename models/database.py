@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 if TYPE_CHECKING:
     from alembic.config import Config
 
-REVISION = "019"
+REVISION = "020"
 """The newest migration. A command must not need Alembic, which is slow to import, to compare it."""
 
 SESSION_LIMITS = {

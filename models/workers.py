@@ -16,6 +16,7 @@ class Worker(Base):
     __table_args__ = (
         CheckConstraint("slots >= 0", name="slots"),
         CheckConstraint("busy >= 0", name="busy"),
+        CheckConstraint("aside >= 0", name="aside"),
         {"comment": "Celery workers that are alive: each writes its own row and deletes it when it leaves."},
     )
 
@@ -36,12 +37,15 @@ class Worker(Base):
         server_default=func.now(),
         comment="When it last began or ended a chunk, to a few seconds; its start if it never did",
     )
+    aside: Mapped[Counter] = mapped_column(
+        comment="Chunks of which only stragglers are left, beside those that it runs"
+    )
 
 
 LIVE_SECONDS = 15
 """A worker whose heartbeat is older is not counted as alive."""
 LIVE = text("""
-SELECT count(*), coalesce(sum(slots), 0) FROM workers
+SELECT count(*), coalesce(sum(slots), 0), coalesce(sum(aside), 0) FROM workers
 WHERE slots > 0 AND seen_at > now() - make_interval(secs => :seconds)
 """)
 
@@ -56,10 +60,15 @@ def live_slots(session: Session) -> int:
     return _live(session)[1]
 
 
-def _live(session: Session) -> tuple[int, int]:
-    """(workers, slots)."""
-    workers, slots = session.execute(LIVE, {"seconds": LIVE_SECONDS}).one()
-    return int(workers), int(slots)
+def chunks_aside(session: Session) -> int:
+    """Chunks of these workers that go on aside: they are in flight, and take no slot."""
+    return _live(session)[2]
+
+
+def _live(session: Session) -> tuple[int, int, int]:
+    """(workers, slots, aside)."""
+    workers, slots, aside = session.execute(LIVE, {"seconds": LIVE_SECONDS}).one()
+    return int(workers), int(slots), int(aside)
 
 
 OF_HOST = text("""

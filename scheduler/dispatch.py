@@ -18,7 +18,7 @@ from models.queueing import (
     mark_dispatched,
     queue_chunks,
 )
-from models.workers import live_slots
+from models.workers import chunks_aside, live_slots
 from scheduler.leader import Leader
 
 CHUNKS_PER_SLOT = 2
@@ -30,7 +30,8 @@ log = structlog.get_logger()
 def dispatch(leader: Leader) -> list[Message]:
     """Queue the next chunks, as many as the window has room for; the messages to send once this returns."""
     with leader.transaction() as session:
-        room = CHUNKS_PER_SLOT * live_slots(session) - chunks_in_flight(session)
+        window = CHUNKS_PER_SLOT * live_slots(session) + chunks_aside(session)
+        room = window - chunks_in_flight(session)
         if room <= 0:
             return []
         chunks = claim_chunks(session, min(room, BATCH))

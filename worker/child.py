@@ -1,6 +1,7 @@
 """What one pool child has open: event loop, transport, decoder thread, database thread. Made after the fork."""
 
 import asyncio
+import contextlib
 import os
 import random
 import socket
@@ -53,6 +54,8 @@ class Child:
         self.closing = False
         """Whether what goes on aside is to be handed back."""
         self.aside_chunks: set[asyncio.Task[None]] = set()
+        self.crawling = 0
+        """Chunks that have an owner here, aside or not."""
         self.stores: dict[str, Store] = {}
         self.watchdog = Watchdog()
         self._decoder = ThreadPoolExecutor(1, thread_name_prefix="decoder")
@@ -122,6 +125,13 @@ class Child:
         chunk.add_done_callback(self._end_aside)
         tell_aside(len(self.aside_chunks))
 
+    async def clear_aside(self) -> None:
+        """Hand back what goes on aside: what comes next may end this process."""
+        if self.aside_chunks:
+            self.closing = True
+            await asyncio.wait(self.aside_chunks, timeout=CLOSE_SECONDS_MAX)
+            self.closing = False
+
     def _end_aside(self, chunk: asyncio.Task[None]) -> None:
         self.aside_chunks.discard(chunk)
         tell_aside(len(self.aside_chunks))
@@ -157,9 +167,20 @@ class Child:
         them; when one hangs, end this process.
         """
         while self.watchdog.running() and not leaving():
-            if self.watchdog.overdue():
+            if (
+                self.watchdog.overdue() and not self.aside_chunks
+            ):  # Those leave in order, and end it themselves.
                 leave_at_once()
             await asyncio.sleep(REST_SECONDS)
+
+    async def leave_together(self, seconds_max: float) -> NoReturn:
+        """End this process, in which a thread hangs, once the other chunks have been handed back."""
+        self.closing = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds_max):
+                while self.crawling:  # noqa: ASYNC110 - it ends once, with this process.
+                    await asyncio.sleep(REST_SECONDS)
+        leave_at_once()
 
     def close(self) -> None:
         """Hand back what goes on aside and close everything. The child ends afterwards, at once if a thread is

@@ -30,7 +30,7 @@ from models.recording import Tally
 from models.settings import Settings
 from worker.candidate import Fetcher, PlainFetcher, begin_visit, closed_host, crawl_visit
 from worker.careful import CarefulDecoder, PlainDecoder, careful_seconds_max
-from worker.child import ASIDE_MAX, Child, leave_at_once
+from worker.child import ASIDE_MAX, Child
 from worker.endings import end_tasks
 from worker.helper import START_SECONDS_MAX, HelperError
 from worker.host import Host, Turn
@@ -89,7 +89,11 @@ async def crawl_wholly(child: Child, chunk_id: int, attempt: int, aside: asyncio
     if chunk is None:
         log.info("chunk_not_wanted", chunk=chunk_id, attempt=attempt)
         return
+    if chunk.retry_count:
+        await child.clear_aside()
     run = ChunkRun(child, chunk, aside)
+    stuck = False
+    child.crawling += 1
     try:
         await run.run()
     except LostChunkError as error:
@@ -98,7 +102,7 @@ async def crawl_wholly(child: Child, chunk_id: int, attempt: int, aside: asyncio
     except StuckError as error:
         log.error("chunk_stuck", chunk=chunk_id, attempt=attempt, reason=str(error))  # noqa: TRY400 - no bug of ours
         await run.leave_stuck(park if error.by_store else give_up_chunk)
-        leave_at_once()
+        stuck = True
     except StoreError as error:
         log.error("store_away", chunk=chunk_id, attempt=attempt, error=str(error))  # noqa: TRY400 - no bug of ours
         await run.leave(park)
@@ -108,6 +112,10 @@ async def crawl_wholly(child: Child, chunk_id: int, attempt: int, aside: asyncio
     except Exception:
         log.exception("chunk_broke_off", chunk=chunk_id, attempt=attempt)
         await run.leave(give_up_chunk)
+    finally:
+        child.crawling -= 1
+    if stuck:
+        await child.leave_together(2 * FAREWELL_SECONDS)
 
 
 park = partial(hand_back_chunk, outcomes=(), available_in_seconds=AWAY_SECONDS)

@@ -116,8 +116,9 @@ class Politeness:
                 for host in some:
                     host.decide_alone(now)
             for host in some:
-                if not host.want() and host.news is None:
-                    self._hosts.pop(host.name, None)
+                # The last chunk's farewell may be under way while the next one has made hosts of its own.
+                if not host.want() and host.news is None and self._hosts.get(host.name) is host:
+                    del self._hosts[host.name]
             for heard in tuple(self._heard):
                 heard([host.name for host in some])
 

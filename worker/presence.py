@@ -94,9 +94,9 @@ class TellChildren(bootsteps.StartStopStep):
 
 
 SEEN = text("""
-INSERT INTO workers AS w (name, slots, busy, version) VALUES (:name, :slots, :busy, :version)
-ON CONFLICT (name) DO UPDATE SET slots = excluded.slots, busy = excluded.busy, version = excluded.version,
-    seen_at = now(), active_at = CASE WHEN :moved THEN now() ELSE w.active_at END
+INSERT INTO workers AS w (name, slots, busy, aside, version) VALUES (:name, :slots, :busy, :aside, :version)
+ON CONFLICT (name) DO UPDATE SET slots = excluded.slots, busy = excluded.busy, aside = excluded.aside,
+    version = excluded.version, seen_at = now(), active_at = CASE WHEN :moved THEN now() ELSE w.active_at END
 """)
 GONE = text("DELETE FROM workers WHERE name = :name OR seen_at < now() - interval '1 day'")
 
@@ -138,14 +138,13 @@ class Heartbeat(bootsteps.StartStopStep):
         written = None
         while not self.stopped.is_set():
             aside = sum(ASIDE[:])
-            # Chunks that go on aside take no child from others: they have slots of their own.
-            taken, busy = sum(state.total_count.values()), len(state.active_requests) + aside
+            taken, busy = sum(state.total_count.values()), len(state.active_requests)
             slots = slots_of(worker)
-            slots += aside if slots else 0
-            beat = row | {"slots": slots, "busy": busy, "moved": (taken, busy) != written}
+            now = taken, busy, aside
+            beat = row | {"slots": slots, "busy": busy, "aside": aside, "moved": now != written}
             # A pool that was shrunk to nothing runs nothing: its worker is not there for anybody.
             if slots > 0 and self.write(engine, SEEN, beat):
-                written = taken, busy
+                written = now
             until = time.monotonic() + HEARTBEAT_SECONDS
             while (
                 sum(ASIDE[:]) == aside and time.monotonic() < until and not self.stopped.wait(CHANGE_SECONDS)

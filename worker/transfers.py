@@ -66,6 +66,8 @@ class Transfers(Generic[Result]):
 
     def start(self) -> None:
         """Begin, unless it was cancelled before."""
+        if self.stopping:
+            return
         candidates, self._candidates = self._candidates, []
         for candidate in candidates:
             begun = self._crawler.begin(candidate)
@@ -142,7 +144,8 @@ class Transfers(Generic[Result]):
             if self._alarm is not None:
                 self._alarm.cancel()
             for name, queue in self._queues.items():
-                self._politeness.host(name).waiting -= len(queue)
+                if queue:  # A host where nobody waits may be forgotten by now, and stays so.
+                    self._politeness.host(name).waiting -= len(queue)
             for task in self._running:
                 task.cancel()
 

@@ -180,7 +180,7 @@ class GuardedTransport(httpx.AsyncBaseTransport):
                 ssl=ssl_context or trusted(),
                 resolver=self._proxy or self._resolver,
                 socket_factory=self._open_socket,
-                limit=settings.transfers,
+                limit=0,
                 keepalive_timeout=KEEP_ALIVE_SECONDS,
                 ttl_dns_cache=DNS_CACHE_SECONDS,
                 dns_cache_max_size=DNS_CACHE_HOSTS,

@@ -399,7 +399,7 @@ def test_a_chunk_from_which_nothing_comes_is_given_up(engine, child, site, tmp_p
         raise LeftError
 
     monkeypatch.setattr("worker.crawl.silence_seconds_max", lambda _: 3.0)
-    monkeypatch.setattr("worker.crawl.leave_at_once", leave)
+    monkeypatch.setattr("worker.child.leave_at_once", leave)
     job_of(engine, [f"{site.url}/free/1", f"{site.url}/held/1"], tmp_path.as_uri())
     with pytest.raises(LeftError):
         crawl(child, engine)
@@ -419,7 +419,7 @@ def test_a_sync_that_hangs_ends_its_process(engine, child, site, tmp_path, monke
         raise LeftError
 
     monkeypatch.setattr("worker.crawl.FAREWELL_SECONDS", 0.5)
-    monkeypatch.setattr("worker.crawl.leave_at_once", leave)
+    monkeypatch.setattr("worker.child.leave_at_once", leave)
     monkeypatch.setattr(FolderStore, "sync", lambda _: hanging.wait(30))
     child.settings = child.settings.model_copy(update={"store_seconds_max": 1.0})
     job_of(engine, [f"{site.url}/free/1"], tmp_path.as_uri())

@@ -308,3 +308,63 @@ async def test_a_request_costs_far_less_than_a_round_trip(settings) -> None:
     calls = await scripts() - before
     await close_redis(redis)
     assert calls < 100
+
+
+@in_loop
+async def test_hosts_that_are_done_are_forgotten_beside_a_straggler(settings) -> None:
+    """A child that always has something aside would otherwise know ever more hosts."""
+
+    async def forever(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    async with child(settings) as politeness:
+        slow = Peer(forever)
+        aside = Transfers(slow.candidates(1), Crawl(slow), politeness, 1000)
+        politeness.join(aside.wake)
+        aside.start()
+        peers = [Peer(good) for _ in range(50)]
+        candidates = [candidate for peer in peers for candidate in peer.candidates(1)]
+        await crawl(politeness, candidates, *peers)
+        async with asyncio.timeout(10):
+            while len(politeness._hosts) > 1:  # noqa: ASYNC110 - it is asked about, tick by tick.
+                await asyncio.sleep(rules.TICK_SECONDS)
+        await asyncio.sleep(3 * rules.TICK_SECONDS)
+        assert len(politeness._hosts) == 1
+        await aside.stop()
+        await politeness.leave(aside.wake)
+
+
+@in_loop
+async def test_a_chunk_may_begin_while_the_last_one_says_farewell(settings) -> None:
+    """What the new one has learned of a host is not forgotten with the old one's."""
+    redis = open_redis(settings)
+    politeness, peer = Politeness(settings, redis, child="one"), Peer(good)
+    first, second = (Transfers(peer.candidates(30), Crawl(peer), politeness, 1000) for _ in range(2))
+    politeness.join(first.wake)
+    first.start()
+    assert await first.wait(20)
+    await first.stop()
+    leaving = asyncio.ensure_future(politeness.leave(first.wake))
+    while politeness._hosts:  # noqa: ASYNC110 - a step of the loop, no time.
+        await asyncio.sleep(0)
+    politeness.join(second.wake)
+    second.start()
+    await leaving
+    assert await second.wait(20)
+    await second.stop()
+    await politeness.leave(second.wake)
+    await close_redis(redis)
+
+
+@in_loop
+async def test_what_is_cancelled_before_it_begins_wants_nothing(settings) -> None:
+    """Its candidates wait at no host."""
+    async with child(settings) as politeness:
+        peer = Peer(good)
+        transfers = Transfers(peer.candidates(30), Crawl(peer), politeness, 1000)
+        politeness.join(transfers.wake)
+        transfers.cancel()
+        transfers.start()
+        assert politeness._hosts == {}
+        assert len(transfers.unresolved) == 30
+        await politeness.leave(transfers.wake)

@@ -144,7 +144,7 @@ COLUMNS = {
     "workers": """
         +
         name varchar(255) · slots int · version varchar(20) · started_at timestamptz = now() ·
-        seen_at timestamptz = now() · busy int = 0 · active_at timestamptz = now()
+        seen_at timestamptz = now() · busy int = 0 · active_at timestamptz = now() · aside int = 0
     """,
     "seen_keys": """
         +
@@ -198,6 +198,7 @@ RANGES = {
     "pages.attempts": (0, None),
     "pages.refusals": (0, None),
     "workers.slots": (0, None),
+    "workers.aside": (0, None),
     "workers.busy": (0, None),
     "leadership.id": (1, 1),
 }

@@ -73,4 +73,5 @@ UPDATE crawl_jobs SET source_asked_at = now(), source_available_at = now(), sour
     "019": """
 INSERT INTO pages (job_id, key, number, kind, url, depth, pattern)
     VALUES (5, '\\x00112233445566778899aabbccddeeff', 1, 'start', 'http://site.test/', 0, '\\x00')""",
+    "020": "UPDATE workers SET aside = 1",
 }
