@@ -2,11 +2,16 @@
 
 import hashlib
 import json
+import os
+import signal
+from functools import partial
 
+from models.candidates import unpack_candidates
 from models.database import transaction
 from models.members import create_local_profile
 from tests.support.crawling import check_books, query
-from tests.support.processes import call, environment
+from tests.support.fleet import Fleet
+from tests.support.processes import call, environment, until
 from tests.support.site import Site, picture
 from tests.support.table_files import parquet_of
 
@@ -41,3 +46,34 @@ def test_a_table_is_crawled_and_resumed_as_the_same_job(services, database_url, 
     assert again.process.returncode == 2
     assert f"Job {job['id']} 'laion.parquet' is completed" in again.errors
     check_books(engine)
+
+
+def test_a_scheduler_killed_while_it_splits_a_table_costs_nothing(
+    services, database_url, engine, tmp_path
+) -> None:
+    """Every row is in one chunk, at its own place, whatever the step that was under way."""
+    with transaction(engine) as session:
+        create_local_profile(session, "local@pixtrawl.invalid")
+    rows = 120_000
+    lines = "\n".join(f"http://site.test/{number},{number}" for number in range(rows))
+    (tmp_path / "list.csv").write_text(f"url,caption\n{lines}\n")
+    with Fleet(tmp_path, database_url, services.redis_url) as fleet:
+        submitted = call(tmp_path, fleet.shell, "submit", "list.csv", "--unique-urls", "--json")
+        assert submitted.process.returncode == 0, submitted.errors
+        begun = "SELECT 1 FROM crawl_jobs WHERE source_position >= :rows"
+        for step in (10_000, 50_000):
+            scheduler = fleet.scheduler()
+            until(partial(query, engine, begun, rows=step), "a step")
+            os.kill(scheduler.process.pid, signal.SIGKILL)
+            scheduler.process.wait()
+        [(state,)] = query(engine, "SELECT source_state FROM crawl_jobs")
+        assert state == "splitting"
+        fleet.scheduler()
+        until(lambda: query(engine, "SELECT 1 FROM crawl_jobs WHERE source_state = 'exhausted'"), "the end")
+    packed = query(
+        engine, "SELECT candidates, CAST(image_range->>'start' AS int) FROM job_chunks ORDER BY chunk_index"
+    )
+    found = [candidate for chunk, start in packed for candidate in unpack_candidates(bytes(chunk), start)]
+    assert [candidate.position for candidate in found] == list(range(rows))
+    assert [candidate.url for candidate in found] == [f"http://site.test/{number}" for number in range(rows)]
+    assert {candidate.duplicate_of for candidate in found} == {None}
