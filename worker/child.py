@@ -188,6 +188,7 @@ class Child:
         """
         self.closing = True
         self.run(self._close())
+        tell_aside(0)
         if self.watchdog.running():
             leave_at_once(0)
         self.loop.call_soon_threadsafe(self.loop.stop)

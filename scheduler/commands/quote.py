@@ -121,7 +121,10 @@ def figures(quote: Mapping[str, Any]) -> Table:
         table.add_row("bytes", "", size(quote["wire_bytes"]), f"{size(quote['bytes'])} of them stored")
         table.add_row("time", "", duration(quote["seconds"]), pace(quote["pace"]))
     credits_ = quote["credits"]
-    has = f"{count(credits_['high'])} at most; {credits_['user']} has {count(credits_['balance'])}"
+    bound = (
+        f"{count(credits_['low'])} at least" if quote["at_least"] else f"{count(credits_['high'])} at most"
+    )
+    has = f"{bound}; {credits_['user']} has {count(credits_['balance'])}"
     if credits_["monthly_left"] < credits_["balance"]:
         has += f", and may spend {count(credits_['monthly_left'])} this month"
     table.add_row("credits", "", count(credits_["expected"]), has)
