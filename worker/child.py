@@ -167,9 +167,8 @@ class Child:
         them; when one hangs, end this process.
         """
         while self.watchdog.running() and not leaving():
-            if (
-                self.watchdog.overdue() and not self.aside_chunks
-            ):  # Those leave in order, and end it themselves.
+            # Chunks that are aside leave in order, and end this process themselves.
+            if self.watchdog.overdue() and not self.aside_chunks:
                 leave_at_once()
             await asyncio.sleep(REST_SECONDS)
 

@@ -1,15 +1,12 @@
 """A site of pages that link to each other, made of what a test writes down, with a log of what was asked for."""
 
-import asyncio
-import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Self
 
 from aiohttp import web
 
+from tests.support.loopback import LoopbackSite
 from tests.support.site import picture
 
 
@@ -23,7 +20,7 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-class LinkedSite:
+class LinkedSite(LoopbackSite):
     """Serves ``answers`` by path and query, what ``make`` gives for any other path, and pictures under /img/."""
 
     def __init__(
@@ -38,40 +35,16 @@ class LinkedSite:
         self.log: list[tuple[float, str]] = []
         """Every request: when, by ``time.monotonic``, and for what path and query."""
 
-    def __enter__(self) -> Self:
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="pages", daemon=True)
-        self._ready: Future[int] = Future()
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._ready.result(timeout=10)}"
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-        self._loop.call_soon_threadsafe(self._leave.set)
-        self._thread.join(10)
-
-    def release(self) -> None:
-        """Let what is held go, now and from now on."""
-        self._loop.call_soon_threadsafe(self._released.set)
-
     def asked(self, prefix: str = "/") -> list[str]:
         """What was asked for under a path, in order."""
         return [path for _, path in self.log if path.startswith(prefix)]
 
-    async def _serve(self) -> None:
-        self._loop, self._leave, self._released = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
-        runner = web.ServerRunner(web.Server(self._answer, access_log=None), shutdown_timeout=0.2)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        self._ready.set_result(runner.addresses[0][1])
-        await self._leave.wait()
-        await runner.cleanup()
-
-    async def _answer(self, request: web.BaseRequest) -> web.Response:
+    async def answer(self, request: web.BaseRequest) -> web.Response:
+        """A page, a picture, or 404."""
         path = request.raw_path
         self.log.append((time.monotonic(), path))
         if path in self.held:
-            await self._released.wait()
+            await self.released.wait()
         answer = self.answers.get(path) or self.make(path)
         if answer is None and path.startswith("/img/"):
             # Equal names are equal pictures, and no others are.

@@ -1,17 +1,15 @@
 """A keyword provider of a test's own: a small package that offers it, its server, and what goes wrong there."""
 
-import asyncio
 import json
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from aiohttp import web
 
+from tests.support.loopback import LoopbackSite
 from worker.sources.provider import Ask, Hit, Licences, Pace, Page, ProviderError
 
 ROOT = Path(__file__).parents[2]
@@ -81,8 +79,8 @@ def hit(url: str, number: int, **fields: Any) -> dict[str, Any]:
 Answer = tuple[int, Mapping[str, str], str]
 
 
-class ShopServer:
-    """A context manager: serves what is in ``stock``, ``size`` a page, unless ``script`` says otherwise."""
+class ShopServer(LoopbackSite):
+    """Serves what is in ``stock``, ``size`` a page, unless ``script`` says otherwise."""
 
     def __init__(
         self, stock: Mapping[str, Sequence[Mapping[str, Any]]] | None = None, size: int = 20
@@ -98,42 +96,16 @@ class ShopServer:
         self.held: set[str] = set()
         """Keywords whose searches wait for ``release``."""
 
-    def __enter__(self) -> Self:
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="shop", daemon=True)
-        self._ready: Future[int] = Future()
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._ready.result(timeout=10)}"
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-        self._loop.call_soon_threadsafe(self._leave.set)
-        self._thread.join(10)
-
-    def release(self) -> None:
-        """Let the held searches go on, now and from now on."""
-        self._loop.call_soon_threadsafe(self._released.set)
-
     def asked(self) -> Counter[str]:
         """How often each keyword was searched for."""
         return Counter(word for _, word, _ in self.log)
 
-    async def _serve(self) -> None:
-        self._loop, self._leave, self._released = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
-        runner = web.ServerRunner(
-            web.Server(self._answer, access_log=None, handler_cancellation=True), shutdown_timeout=0.2
-        )
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        self._ready.set_result(runner.addresses[0][1])
-        await self._leave.wait()
-        await runner.cleanup()
-
-    async def _answer(self, request: web.BaseRequest) -> web.Response:
+    async def answer(self, request: web.BaseRequest) -> web.Response:
+        """A page of what a keyword finds, or what the script says."""
         word, page = request.query.get("q", ""), int(request.query.get("page", 1))
         self.log.append((time.monotonic(), word, page))
         if word in self.held:
-            await self._released.wait()
+            await self.released.wait()
         if (said := self.script(word, page)) is not None:
             status, headers, text = said
             return web.Response(status=status, headers=headers, text=text)

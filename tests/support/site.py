@@ -1,16 +1,14 @@
 """A small site whose tester decides when some of its pictures arrive: what happens meanwhile needs no clock."""
 
-import asyncio
 import io
-import threading
 import time
-from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from aiohttp import web
 from PIL import Image
 
+from tests.support.loopback import LoopbackSite
 from tests.support.poison import garbled_png, slow_jpeg
 
 if TYPE_CHECKING:
@@ -25,7 +23,7 @@ def picture(number: int) -> bytes:
     return buffer.getvalue()
 
 
-class Site:
+class Site(LoopbackSite):
     """Serves /free/N at once, so /garbled/N (a PNG of right form whose pixels are nonsense), /cut/N (one that
     breaks off) and /slow/SIDE (a picture that takes a decoder many seconds), /held/N when ``release`` was called,
     /later/N after 503 until ``release``, /deadly/N never, and nothing else, while it is open.
@@ -46,20 +44,7 @@ class Site:
         """Requests for held pictures that are open now."""
         self.strike: Callable[[int], None] = lambda _: None
         """Called with the port of who asks for a deadly picture; it never arrives."""
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="site", daemon=True)
-        self._ready: Future[int] = Future()
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._ready.result(timeout=10)}"
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-        self._loop.call_soon_threadsafe(self._leave.set)
-        self._thread.join(10)
-
-    def release(self) -> None:
-        """Let the held pictures go, now and from now on."""
-        self._loop.call_soon_threadsafe(self._released.set)
+        return super().__enter__()
 
     def write_list(self, path: Path, free: int, held: int, missing: int = 0) -> Path:
         """Write a list of so many URLs of each kind."""
@@ -72,18 +57,8 @@ class Site:
         """How many held pictures were asked for."""
         return sum(path.startswith("/held/") for path in self.asked)
 
-    async def _serve(self) -> None:
-        self._loop, self._leave, self._released = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
-        runner = web.ServerRunner(
-            web.Server(self._answer, access_log=None, handler_cancellation=True), shutdown_timeout=0.2
-        )
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        self._ready.set_result(runner.addresses[0][1])
-        await self._leave.wait()
-        await runner.cleanup()
-
-    async def _answer(self, request: web.BaseRequest) -> web.Response:
+    async def answer(self, request: web.BaseRequest) -> web.Response:
+        """What the kind of path gives."""
         if request.path in {"/robots.txt", "/.well-known/tdmrep.json"}:
             self.wishes.append((time.monotonic(), request.path))
             said = self.robots if request.path == "/robots.txt" else None
@@ -95,17 +70,17 @@ class Site:
         kind, _, number = request.path[1:].partition("/")
         if kind == "deadly":
             self.strike(request.transport.get_extra_info("peername")[1])
-            await self._leave.wait()
+            await self.leave.wait()
         if kind not in {"free", "held", "slow", "later", "garbled", "cut"}:
             return web.Response(status=404)
-        if kind == "later" and not self._released.is_set():
+        if kind == "later" and not self.released.is_set():
             return web.Response(status=503)
         if kind == "slow":
             return web.Response(body=slow_jpeg(int(number)), content_type="image/jpeg")
         if kind == "held":
             self.waiting += 1
             try:
-                await self._released.wait()
+                await self.released.wait()
             finally:
                 self.waiting -= 1
         self.served.append(request.path)
