@@ -7,6 +7,7 @@ from typing import Any
 
 import celery.signals
 from celery import Celery
+from kombu.transport import TRANSPORT_ALIASES
 
 from models.logs import configure_logs
 from models.settings import Settings, read_settings
@@ -17,6 +18,12 @@ CRAWL_CHUNK = "crawl_chunk"
 DISCOVER = "discover"
 """Names of the tasks, so that a sender need not import what a worker needs."""
 PRIORITIES = list(range(10))
+TRANSPORTS = {
+    "redis": "worker.pubsub:Transport",
+    "rediss": "worker.pubsub:Transport",
+    "sentinel": "worker.pubsub:SentinelTransport",
+}
+"""Ours instead of kombu's, by the scheme of a URL."""
 
 
 class PixtrawlCelery(Celery):
@@ -37,6 +44,7 @@ class PixtrawlCelery(Celery):
 
     def on_configure(self) -> None:  # type: ignore[override] # Celery calls either a signal or a method.
         """Configure on first use, so that importing this module needs no services."""
+        TRANSPORT_ALIASES.update(TRANSPORTS)
         self.config_from_object(configuration(self.settings))
 
 
