@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-postgres test-migrations check format docs lock bench bench-size bench-bloat chaos clean
+.PHONY: help venv demo test test-postgres test-migrations test-ledger check format docs lock bench bench-size bench-bloat chaos clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -22,6 +22,9 @@ test-postgres: venv ## Run all tests on another PostgreSQL (POSTGRES=/usr/lib/po
 
 test-migrations: venv ## Migrate a million rows a table while others write them, and show how long they waited
 	@TEST_MIGRATION_ROWS=1000000 $(BIN)/python -m pytest tests/migration/test_online_migrations.py -o log_cli=true
+
+test-ledger: venv ## Run any order of operations on the ledger, a hundred times as long as `make test` does
+	@TEST_LEDGER_RUNS=500 $(BIN)/python -m pytest tests/integration/test_ledger.py tests/integration/test_credits.py -k any_operations
 
 check: venv ## Run ruff, mypy and the import arrows
 	@$(BIN)/ruff check .

@@ -220,6 +220,7 @@ class System:
     @contextmanager
     def second_scheduler(self) -> Iterator[Part]:
         """One more scheduler that stands by, for as long as the context is open."""
+        self.leader()  # Nobody leads for a moment after a scheduler was killed; the new one would.
         part = self.add_scheduler()
         part.start()
         try:

@@ -1,5 +1,6 @@
 """The ledger on real PostgreSQL: holds, settlements, months; and the books after any mixture of operations."""
 
+import os
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -501,7 +502,7 @@ def test_the_books_agree_after_any_operations(engine):
     run_state_machine_as_test(
         OnThisDatabase,
         settings=settings(
-            max_examples=5,
+            max_examples=int(os.environ.get("TEST_LEDGER_RUNS", "5")),
             stateful_step_count=25,
             deadline=None,
             database=None,

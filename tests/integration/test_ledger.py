@@ -1,5 +1,6 @@
 """The ledger after any operations in any order, one by one and at once, with retries: the audit finds nothing."""
 
+import os
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -269,7 +270,7 @@ def test_the_audit_is_silent_after_any_operations(engine):
     run_state_machine_as_test(
         OnThisDatabase,
         settings=settings(
-            max_examples=12,
+            max_examples=int(os.environ.get("TEST_LEDGER_RUNS", "5")),
             stateful_step_count=30,
             deadline=None,
             database=None,

@@ -993,7 +993,7 @@ class Scheduler:
         return len(re.findall(rf"\b{event}\b", self.log.read_text()))
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 15) -> float:
+def wait_until(condition: Callable[[], Any], seconds: float = 60) -> float:
     """Wait until ``condition`` holds; the seconds it took."""
     began = time.monotonic()
     while not condition():
