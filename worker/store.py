@@ -6,8 +6,10 @@ Must never show a half-written object, nor let a driver's error out. Made after 
 import ctypes
 import datetime
 import errno
+import itertools
 import os
 import re
+import secrets
 import sys
 import time
 import urllib.parse
@@ -203,7 +205,7 @@ class Store:
 
 class FolderStore(Store):
     """Objects in a local folder. A crash can leave a ``name#1`` file, which no call here shows; see
-    sweep_partial.
+    sweep_partial. A put is our own: the driver's takes twice as long.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -215,6 +217,29 @@ class FolderStore(Store):
             raise translate(f"cannot open the store {folder}", error) from error
         weakref.finalize(self, os.close, self._descriptor)
         super().__init__(folder.as_uri(), driver)
+        self._folder = folder
+        self._numbers = itertools.count(secrets.randbits(48))
+
+    def put(self, name: str, body: bytes) -> str:
+        """Write or replace one object as a whole and return its URL."""
+        path = self._folder / _checked(name)
+        with self._errors("write", name):
+            try:
+                self._write(path, body)
+            except FileNotFoundError:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._write(path, body)
+        return self.url(name)
+
+    def _write(self, path: Path, body: bytes) -> None:
+        """Write a file that is seen as a whole or not at all. Raises OSError."""
+        partial = Path(f"{path}#{next(self._numbers)}")
+        try:
+            partial.write_bytes(body)
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
     def sync(self) -> None:
         """Return when everything written so far survives a power cut."""
