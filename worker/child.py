@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import cached_property
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import httpx
 from redis.asyncio import Redis
@@ -26,6 +26,10 @@ from worker.sources.providing import Providers
 from worker.store import Store, open_store
 from worker.transport import GuardedTransport, make_client
 from worker.watchdog import Watchdog, Work
+from worker.workbench import Workbench
+
+if TYPE_CHECKING:
+    from worker.transfers import Transfers
 
 REST_SECONDS = 0.05
 ASIDE_MAX = 8
@@ -37,8 +41,8 @@ Result = TypeVar("Result")
 
 
 class Child:
-    """One process that crawls one chunk after another, with hundreds of transfers at once; those of which only
-    stragglers are left go on ``aside``.
+    """One process that crawls one chunk after another, with hundreds of transfers at once. What is left of one goes
+    on ``aside`` once half of the transfers have nothing left to do there.
 
     The event loop has a thread, so that it runs while the pool waits for a message, too. The database has one
     thread and one connection; pictures are decoded and stored in another; one is for what may take long, and one
@@ -54,11 +58,13 @@ class Child:
         self.closing = False
         """Whether what goes on aside is to be handed back."""
         self.aside_chunks: set[asyncio.Task[None]] = set()
+        self.transfers: set[Transfers[Any]] = set()
+        """Of every chunk that has an owner here, aside or not."""
         self.crawling = 0
         """Chunks that have an owner here, aside or not."""
         self.stores: dict[str, Store] = {}
         self.watchdog = Watchdog()
-        self._decoder = ThreadPoolExecutor(1, thread_name_prefix="decoder")
+        self._decoder = Workbench(self.loop, "decoder")
         self._database = ThreadPoolExecutor(1, thread_name_prefix="database")
         self._aside = ThreadPoolExecutor(1, thread_name_prefix="aside")
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="lease")
@@ -96,6 +102,11 @@ class Child:
     def opt_outs(self) -> OptOuts:
         """What owners say against being collected; made inside the running loop."""
         return OptOuts(self.transport, self.settings, self.redis if self.settings.redis_url else None)
+
+    @property
+    def running(self) -> int:
+        """Transfers that run now, of all chunks."""
+        return sum(transfers.running for transfers in self.transfers)
 
     def store(self, url: str) -> Store:
         """The store of a job's images, opened once."""
@@ -145,14 +156,7 @@ class Child:
 
         What it stores must get its outcome, so a stop waits for the picture at hand, not for those in line.
         """
-        call = self._decoder.submit(function, *arguments)
-        waiting = asyncio.wrap_future(call, loop=self.loop)
-        try:
-            return await asyncio.shield(waiting)
-        except asyncio.CancelledError:
-            if call.cancel():
-                raise
-            return await waiting
+        return await self._decoder.do(function, *arguments)
 
     async def aside(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Call ``function`` in a thread of its own kind: neither the database nor a decoder waits for it."""
@@ -190,9 +194,10 @@ class Child:
         tell_aside(0)
         if self.watchdog.running():
             leave_at_once(0)
+        self._decoder.close()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
-        for thread in (self._decoder, self._database, self._aside, self._beside):
+        for thread in (self._database, self._aside, self._beside):
             thread.shutdown()
         self.engine.dispose()
         self.loop.close()

@@ -62,7 +62,8 @@ log = structlog.get_logger()
 async def crawl_chunk(child: Child, chunk_id: int, attempt: int) -> None:
     """Take the chunk if this attempt is still wanted, give every candidate one outcome, settle.
 
-    Returns before that when only stragglers are left and others wait for a child: they go on aside.
+    Returns before that when half of the child's transfers have nothing left to do here and another chunk waits, or
+    when only the end has to be committed: that goes on aside, while the next chunk begins.
     """
     aside = asyncio.Event()
     whole = asyncio.ensure_future(crawl_wholly(child, chunk_id, attempt, aside))
@@ -78,6 +79,7 @@ async def crawl_chunk(child: Child, chunk_id: int, attempt: int) -> None:
         whole.result()
     else:
         child.go_on_aside(whole)
+        return
     await child.rest()
 
 
@@ -167,7 +169,7 @@ class ChunkRun:
         at_once = 1 if self.quarantine else child.settings.transfers
         self.transfers = Transfers(chunk.candidates, self, child.politeness, at_once)
         self.idleness = Idleness()
-        self.tail = Tail()
+        self.tail = Tail(self.transfers, at_once)
 
     def make_fetcher(self) -> Fetcher:
         """Who asks owners and hosts."""
@@ -183,6 +185,7 @@ class ChunkRun:
         """
         tasks = [asyncio.ensure_future(task) for task in (self.crawl(), self.keep_lease(), self.guard())]
         keeper = self.child.politeness.join(self.transfers.wake)
+        self.child.transfers.add(self.transfers)
         try:
             await asyncio.wait((*tasks, keeper), return_when=asyncio.FIRST_COMPLETED)
             for task in (*tasks, keeper):
@@ -191,6 +194,7 @@ class ChunkRun:
         finally:
             await end_tasks(tasks)
             await self.transfers.stop(STOP_SECONDS_MAX)
+            self.child.transfers.discard(self.transfers)
             self.decoder.close()
             self.fetcher.close()
             await self.child.politeness.leave(self.transfers.wake)
@@ -201,7 +205,7 @@ class ChunkRun:
         self.transfers.start()
         next_checkpoint = time.monotonic() + self.child.settings.checkpoint_seconds
         park_seconds = 0.0
-        while not (await self.transfers.wait(TICK_SECONDS) or self.transfers.stopping or park_seconds):
+        while not (await self.tick() or self.transfers.stopping or park_seconds):
             waiting = 0 if self.quarantine else len(self.transfers.outcomes)
             if waiting >= self.checkpoint_outcomes or (waiting and time.monotonic() >= next_checkpoint):
                 await self.checkpoint()
@@ -214,7 +218,13 @@ class ChunkRun:
         if self.transfers.unresolved and not self.cancelled:
             await self.hand_back(0 if leaving() else park_seconds)
         else:
+            if self.may_step_aside() and await self.others_wait():
+                self.aside.set()
             await self.settle(self.transfers.unresolved)
+
+    async def tick(self) -> bool:
+        """Wait for a moment, or until so little is left that another chunk may begin; whether all is done."""
+        return await self.transfers.wait(TICK_SECONDS, self.tail.few if self.may_step_aside() else 0)
 
     async def keep_lease(self) -> None:
         """Renew the lease in time and stop the transfers of a cancelled job, whatever else is waited for.
@@ -259,16 +269,18 @@ class ChunkRun:
                 raise StuckError(f"there was no outcome for {time.monotonic() - heard:.0f} seconds")
             await asyncio.sleep(TICK_SECONDS)
 
-    async def step_aside(self) -> None:
-        """Let the child take its next chunk as soon as only stragglers are left here and another chunk waits.
+    def may_step_aside(self) -> bool:
+        """Whether another chunk may begin beside this one.
 
         One that has lost its worker keeps its child to itself, to the end.
         """
-        if self.aside.is_set() or self.chunk.retry_count or len(self.child.aside_chunks) >= ASIDE_MAX:
-            return
-        if self.tail.asks(self.transfers) and await self.others_wait():
-            if self.transfers.outcomes:
-                await self.checkpoint()
+        return not (
+            self.aside.is_set() or self.chunk.retry_count or len(self.child.aside_chunks) >= ASIDE_MAX
+        )
+
+    async def step_aside(self) -> None:
+        """Let the child take its next chunk as soon as there is little left to do here and another chunk waits."""
+        if self.may_step_aside() and self.tail.asks(self.child.running) and await self.others_wait():
             self.aside.set()
             log.debug("chunk_aside", chunk=self.fence.chunk_id, stragglers=self.transfers.running)
 

@@ -20,20 +20,27 @@ TAIL_SECONDS = 1.0
 
 
 class Tail:
-    """Whether nothing but a few stragglers has been left of a chunk for a while, tick by tick."""
+    """When another chunk may begin beside what is left of one, tick by tick."""
 
-    def __init__(self) -> None:
-        self._since: float | None = None
+    def __init__(self, transfers: Transfers[Any], at_once: int) -> None:
+        self._transfers = transfers
+        self._half = at_once // 2
+        self._since = float("inf")
         self._asked_at = 0.0
 
-    def asks(self, transfers: Transfers[Any]) -> bool:
-        """Whether it is time to ask whether others wait: after TAIL_SECONDS, and once in LOOK_SECONDS."""
-        now = time.monotonic()
-        if not 0 < transfers.stragglers <= STRAGGLERS_MAX:
-            self._since = None
-            return False
-        self._since = self._since or now
-        if now < max(self._since + TAIL_SECONDS, self._asked_at + LOOK_SECONDS):
+    @property
+    def few(self) -> int:
+        """With so few transfers left it may be time; 0 when it was asked a moment ago."""
+        return self._half if time.monotonic() >= self._asked_at + TAIL_SECONDS else 0
+
+    def asks(self, running: int) -> bool:
+        """Whether it is time to ask whether others wait: half of a child's transfers, of which ``running`` run,
+        could be of another chunk, or nothing but stragglers has been left for TAIL_SECONDS. Once in that time.
+        """
+        now, left = time.monotonic(), self._transfers.stragglers
+        self._since = min(self._since, now) if 0 < left <= STRAGGLERS_MAX else float("inf")
+        half_free = 0 < left <= self._half and running <= self._half
+        if not self.few or not (half_free or now >= self._since + TAIL_SECONDS):
             return False
         self._asked_at = now
         return True

@@ -115,11 +115,13 @@ class Transfers(Generic[Result]):
                 waits.append(self._politeness.host(name).wait_seconds(now) or 0.0)
         return min(waits, default=0.0)
 
-    async def wait(self, seconds: float) -> bool:
-        """Wait at most ``seconds``, until all is done; whether it is. Raises what the crawler raised."""
+    async def wait(self, seconds: float, few: int = 0) -> bool:
+        """Wait at most ``seconds``, until all is done, or so ``few`` are left; whether all is. Raises what the
+        crawler raised.
+        """
         try:
             async with asyncio.timeout(seconds):
-                while not (self._errors or self._done()):
+                while not (self._errors or self._done() or (few and 0 < self.stragglers <= few)):
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
