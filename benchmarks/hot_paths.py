@@ -45,18 +45,16 @@ from models.prioritizing import bring_chunks_along, change_priority
 from models.queueing import (
     ClaimedChunk,
     Message,
-    chunks_in_flight,
     claim_chunks,
-    mark_dispatched,
     publish_again,
-    queue_chunks,
     queued_chunks,
+    room_in_flight,
 )
 from models.retrying import ALL_FAILURES, BEFORE_ALL, retry_chunks
 from models.splitting import abandon_source, satisfy_source, splittable_jobs
 from models.workers import live_slots
 from scheduler.commands.doctor import LEADER
-from scheduler.dispatch import BATCH, place_hold
+from scheduler.dispatch import BATCH, CHUNKS_PER_SLOT, queue_next
 from scheduler.leader import LOCK
 
 LEASE_SECONDS = 60.0
@@ -142,7 +140,7 @@ class Paths:
         self.step("close_job, none", close_job)
         self.step("new priorities, none", bring_chunks_along)
         self.step("live_slots", live_slots)
-        self.step("chunks_in_flight", chunks_in_flight)
+        self.step("room_in_flight", partial(room_in_flight, chunks_per_slot=CHUNKS_PER_SLOT))
         self.step("rescue, none", partial(rescue_chunk, lost_leases_max=3))
         self.step("unblock_jobs", unblock_jobs)
         self.step("refresh_task_ids", refresh_task_ids)
@@ -153,14 +151,9 @@ class Paths:
         """pending → queued for the next chunks, which have credits; before that the claim by itself."""
         claimed: list[ClaimedChunk] = self.step("claim", partial(claim_chunks, limit=limit))
         assert len(claimed) == limit
-        messages: list[Message] = self.step(f"dispatch of {limit}", partial(self._queue, limit=limit))
+        messages: list[Message] = self.step(f"dispatch of {limit}", partial(queue_next, limit=limit))
         assert len(messages) == limit
         return messages
-
-    def _queue(self, session: Session, limit: int) -> list[Message]:
-        chunks = claim_chunks(session, limit)
-        mark_dispatched(session, [chunk.job_id for chunk in chunks])
-        return queue_chunks(session, [chunk.id for chunk in chunks if place_hold(session, chunk)])
 
     def publish_again(self) -> None:
         """queued → queued, for all that are queued."""
@@ -235,7 +228,7 @@ class Paths:
         change = f"UPDATE credit_accounts SET current_balance = :balance {large}"
         for name, left in (("out of credits: short hold", 100), ("out of credits: block", 0)):
             self.prepare(change, balance=left, email=LARGE)
-            self.step(name, partial(self._queue, limit=1))
+            self.step(name, partial(queue_next, limit=1))
         self.prepare(change, balance=credits_left - 100, email=LARGE)
         assert self.step("unblock_jobs", unblock_jobs) == [self.job_id]
 

@@ -5,7 +5,7 @@ of completed rows and of pending usage rows.
 """
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from sqlalchemy import text
@@ -134,38 +134,56 @@ def taken(kind: TransactionType, reference: str | None, amount: int, *, elsewher
 
 
 HOLD = text(f"""
-WITH account AS (
-    UPDATE credit_accounts SET current_balance = current_balance - :amount,
-        monthly_usage = CASE WHEN usage_period >= {PERIOD} THEN monthly_usage ELSE 0 END + :amount,
-        usage_period = greatest(usage_period, {PERIOD})
-    WHERE id = :account_id AND closing_at IS NULL AND current_balance >= :amount
-        AND CASE WHEN usage_period >= {PERIOD} THEN monthly_usage ELSE 0 END + CAST(:amount AS bigint)
-            <= monthly_limit
-    RETURNING id, current_balance, usage_period)
+WITH wanted AS (
+    SELECT * FROM unnest(CAST(:chunk_ids AS bigint[]), CAST(:job_ids AS bigint[]), CAST(:account_ids AS uuid[]),
+        CAST(:user_ids AS uuid[]), CAST(:amounts AS bigint[]), CAST(:unit_prices AS int[]))
+        WITH ORDINALITY AS wanted (chunk_id, job_id, account_id, user_id, amount, unit_price, place)),
+locked AS MATERIALIZED ( -- In order of id, whichever of them can pay.
+    SELECT id FROM credit_accounts WHERE id = ANY(CAST(:account_ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE),
+due AS MATERIALIZED ( -- Of all that are locked, for a sum is made before anybody is asked.
+    SELECT account_id, CAST(sum(amount) AS bigint) AS amount FROM wanted JOIN locked ON locked.id = account_id
+    GROUP BY account_id),
+account AS (
+    UPDATE credit_accounts a SET current_balance = a.current_balance - due.amount,
+        monthly_usage = CASE WHEN a.usage_period >= {PERIOD} THEN a.monthly_usage ELSE 0 END + due.amount,
+        usage_period = greatest(a.usage_period, {PERIOD})
+    FROM due WHERE a.id = due.account_id AND a.closing_at IS NULL AND a.current_balance >= due.amount
+        AND CASE WHEN a.usage_period >= {PERIOD} THEN a.monthly_usage ELSE 0 END + due.amount <= a.monthly_limit
+    RETURNING a.id, a.current_balance, a.usage_period)
 INSERT INTO credit_transactions (account_id, user_id, type, description, amount, balance_after, status,
     job_id, chunk_id, held, unit_price, period)
-SELECT id, :user_id, 'usage', :description, -:amount, current_balance, 'pending',
-    :job_id, :chunk_id, :amount, :unit_price, usage_period FROM account
-RETURNING id
+SELECT a.id, w.user_id, 'usage', 'Job ' || w.job_id || ', chunk ' || w.chunk_id, -w.amount,
+    a.current_balance + coalesce(sum(w.amount) OVER (
+        PARTITION BY a.id ORDER BY w.place ROWS BETWEEN 1 FOLLOWING AND UNBOUNDED FOLLOWING), 0),
+    'pending', w.job_id, w.chunk_id, w.amount, w.unit_price, a.usage_period
+FROM wanted w JOIN account a ON a.id = w.account_id
+RETURNING chunk_id
 """)
 
 
-def hold(session: Session, wanted: Hold) -> bool:
-    """chunk without a hold → hold open: take its worst case off the balance, or return False.
+def hold_all(session: Session, wanted: Collection[Hold]) -> set[int]:
+    """chunks without a hold → holds open: take the worst cases off the balances. Returns the chunks that have one
+    now: of each account all of those that were asked for, or none.
 
     The balance and the monthly limit are conditions of the one UPDATE. A second open hold of a chunk is
     refused by the database (partial unique index).
     """
+    if not wanted:
+        return set()
     parameters = {
-        "account_id": wanted.account_id,
-        "user_id": wanted.user_id,
-        "job_id": wanted.job_id,
-        "chunk_id": wanted.chunk_id,
-        "amount": wanted.amount,
-        "unit_price": wanted.unit_price,
-        "description": f"Job {wanted.job_id}, chunk {wanted.chunk_id}",
+        "chunk_ids": [hold.chunk_id for hold in wanted],
+        "job_ids": [hold.job_id for hold in wanted],
+        "account_ids": [hold.account_id for hold in wanted],
+        "user_ids": [hold.user_id for hold in wanted],
+        "amounts": [hold.amount for hold in wanted],
+        "unit_prices": [hold.unit_price for hold in wanted],
     }
-    return session.execute(HOLD, parameters).first() is not None
+    return set(session.execute(HOLD, parameters).scalars())
+
+
+def hold(session: Session, wanted: Hold) -> bool:
+    """chunk without a hold → hold open, or False: see ``hold_all``."""
+    return bool(hold_all(session, [wanted]))
 
 
 SPENDABLE = text(f"""

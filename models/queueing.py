@@ -12,6 +12,8 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from models.readiness import READY, lower_ready_priorities, unpark_chunks
+from models.workers import LIVE as LIVE_WORKERS
+from models.workers import LIVE_SECONDS
 
 UNPARKED_MAX = 100
 LIVE = """((c.status = 'processing' AND c.lease_until < 'infinity')
@@ -113,39 +115,59 @@ def claim_chunks(session: Session, limit: int, *, ageing_seconds: float = 600) -
     return []
 
 
-QUEUE = text("""
-UPDATE job_chunks c SET attempt = c.attempt + 1, queued_at = now(), available_at = NULL,
-    task_id = 'chunk-' || c.id || '.' || c.attempt + 1,
-    priority = CASE WHEN j.reprioritized_at IS NULL THEN c.priority ELSE j.priority END
-FROM crawl_jobs j
-WHERE c.id = ANY(CAST(:ids AS int[])) AND j.id = c.job_id AND c.status = 'pending' AND c.queued_at IS NULL
-RETURNING c.id, c.job_id, c.attempt, c.priority
-""")
-DISPATCHED = text("""
-UPDATE crawl_jobs j SET dispatched_at = now()
-FROM (SELECT id FROM crawl_jobs WHERE id = ANY(CAST(:job_ids AS int[])) ORDER BY id FOR NO KEY UPDATE) locked
-WHERE j.id = locked.id
+LOCK_JOBS = text(f"""
+SELECT j.id FROM crawl_jobs j WHERE j.id = ANY(CAST(:job_ids AS int[])) AND {RUNNABLE}
+ORDER BY j.id FOR NO KEY UPDATE
 """)
 
 
-def mark_dispatched(session: Session, job_ids: Sequence[int]) -> None:
-    """Remember when something of these jobs was last dispatched (ageing begins anew)."""
-    session.execute(DISPATCHED, {"job_ids": sorted(set(job_ids))})
+def lock_jobs(session: Session, chunks: Sequence[ClaimedChunk]) -> list[ClaimedChunk]:
+    """Lock the jobs of claimed chunks, in order of id; the chunks whose job still runs, now that nobody else can
+    stop it.
+    """
+    job_ids = sorted({chunk.job_id for chunk in chunks})
+    running = set(session.execute(LOCK_JOBS, {"job_ids": job_ids}).scalars())
+    return [chunk for chunk in chunks if chunk.job_id in running]
+
+
+QUEUE = text(f"""
+WITH queued AS (
+    UPDATE job_chunks c SET attempt = c.attempt + 1, queued_at = now(), available_at = NULL,
+        task_id = 'chunk-' || c.id || '.' || c.attempt + 1,
+        priority = CASE WHEN j.reprioritized_at IS NULL THEN c.priority ELSE j.priority END
+    FROM crawl_jobs j
+    WHERE c.id = ANY(CAST(:ids AS int[])) AND j.id = c.job_id AND c.status = 'pending' AND c.queued_at IS NULL
+    RETURNING c.id, c.job_id, c.attempt, c.priority),
+dispatched AS ( -- One version of the job's row. What is queued here still looks ready to this statement.
+    UPDATE crawl_jobs j SET dispatched_at = now(), ready_priority = (
+        SELECT c.priority FROM job_chunks c
+        WHERE c.job_id = j.id AND {READY} AND c.id NOT IN (SELECT id FROM queued)
+        ORDER BY c.priority DESC, c.id LIMIT 1)
+    WHERE j.id IN (SELECT job_id FROM queued))
+SELECT id, job_id, attempt, priority FROM queued
+""")
 
 
 def queue_chunks(session: Session, ids: Sequence[int]) -> list[Message]:
-    """pending → queued, attempt + 1, for claimed chunks that have a hold; messages in the order of ``ids``."""
+    """pending → queued, attempt + 1, for claimed chunks that have a hold and whose job is locked, which says from
+    now on what it has left and when something of it was dispatched; messages in the order of ``ids``.
+    """
     messages = {row.id: Message(*row) for row in session.execute(QUEUE, {"ids": list(ids)})}
-    lower_ready_priorities(session, {message.job_id for message in messages.values()})
     return [messages[chunk_id] for chunk_id in ids if chunk_id in messages]
 
 
-IN_FLIGHT = text(f"SELECT count(*) FROM job_chunks c WHERE {LIVE}")
+ROOM = text(f"""
+SELECT :chunks_per_slot * w.slots + w.aside - (SELECT count(*) FROM job_chunks c WHERE {LIVE})
+FROM ({LIVE_WORKERS}) w
+""")
 
 
-def chunks_in_flight(session: Session) -> int:
-    """Chunks that are queued or processing, of all jobs."""
-    return int(session.execute(IN_FLIGHT).scalar_one())
+def room_in_flight(session: Session, chunks_per_slot: int) -> int:
+    """How many chunks more may be queued or processing, with so many for each slot of a live worker, and those
+    that go on aside besides; negative when there are too many.
+    """
+    parameters = {"chunks_per_slot": chunks_per_slot, "seconds": LIVE_SECONDS}
+    return int(session.execute(ROOM, parameters).scalar_one())
 
 
 QUEUED = text("SELECT count(*) FROM job_chunks WHERE status = 'pending' AND queued_at IS NOT NULL")

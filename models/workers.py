@@ -44,10 +44,12 @@ class Worker(Base):
 
 LIVE_SECONDS = 15
 """A worker whose heartbeat is older is not counted as alive."""
-LIVE = text("""
-SELECT count(*), coalesce(sum(slots), 0), coalesce(sum(aside), 0) FROM workers
+LIVE = """
+SELECT count(*) AS workers, coalesce(sum(slots), 0) AS slots, coalesce(sum(aside), 0) AS aside FROM workers
 WHERE slots > 0 AND seen_at > now() - make_interval(secs => :seconds)
-""")
+"""
+"""``aside``: chunks that go on aside, which are in flight and take no slot."""
+LOOK = text(LIVE)
 
 
 def live_workers(session: Session) -> int:
@@ -60,15 +62,10 @@ def live_slots(session: Session) -> int:
     return _live(session)[1]
 
 
-def chunks_aside(session: Session) -> int:
-    """Chunks of these workers that go on aside: they are in flight, and take no slot."""
-    return _live(session)[2]
-
-
-def _live(session: Session) -> tuple[int, int, int]:
-    """(workers, slots, aside)."""
-    workers, slots, aside = session.execute(LIVE, {"seconds": LIVE_SECONDS}).one()
-    return int(workers), int(slots), int(aside)
+def _live(session: Session) -> tuple[int, int]:
+    """(workers, slots)."""
+    row = session.execute(LOOK, {"seconds": LIVE_SECONDS}).one()
+    return int(row.workers), int(row.slots)
 
 
 OF_HOST = text("""

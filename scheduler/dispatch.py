@@ -3,22 +3,23 @@
 The window is short, about two chunks for each live slot, so that an urgent job waits for one chunk at most.
 """
 
+from collections.abc import Sequence
+
 import structlog
 from sqlalchemy.orm import Session
 
-from models.credits import Hold, hold, spendable
+from models.credits import Hold, hold, hold_all, spendable
 from models.job_lifecycle import block_job
 from models.jobs import BlockedReason
 from models.prioritizing import bring_chunks_along
 from models.queueing import (
     ClaimedChunk,
     Message,
-    chunks_in_flight,
     claim_chunks,
-    mark_dispatched,
+    lock_jobs,
     queue_chunks,
+    room_in_flight,
 )
-from models.workers import chunks_aside, live_slots
 from scheduler.leader import Leader
 
 CHUNKS_PER_SLOT = 2
@@ -30,13 +31,14 @@ log = structlog.get_logger()
 def dispatch(leader: Leader) -> list[Message]:
     """Queue the next chunks, as many as the window has room for; the messages to send once this returns."""
     with leader.transaction() as session:
-        window = CHUNKS_PER_SLOT * live_slots(session) + chunks_aside(session)
-        room = window - chunks_in_flight(session)
-        if room <= 0:
-            return []
-        chunks = claim_chunks(session, min(room, BATCH))
-        mark_dispatched(session, [chunk.job_id for chunk in chunks])
-        return queue_chunks(session, [chunk.id for chunk in chunks if place_hold(session, chunk)])
+        room = room_in_flight(session, CHUNKS_PER_SLOT)
+        return queue_next(session, min(room, BATCH)) if room > 0 else []
+
+
+def queue_next(session: Session, limit: int) -> list[Message]:
+    """Queue up to ``limit`` chunks, those that should run next. Locks chunks, then jobs, then accounts."""
+    chunks = lock_jobs(session, claim_chunks(session, limit))
+    return queue_chunks(session, place_holds(session, chunks))
 
 
 def bring_along(leader: Leader) -> bool:
@@ -45,31 +47,40 @@ def bring_along(leader: Leader) -> bool:
         return bring_chunks_along(session) > 0
 
 
-def place_hold(session: Session, chunk: ClaimedChunk) -> bool:
-    """Hold the chunk's worst case, or what the credits cover of it; whether it may be queued.
+def place_holds(session: Session, chunks: Sequence[ClaimedChunk]) -> list[int]:
+    """Hold the chunks' worst cases; the ids of those that may be queued, in their order.
+
+    Of an account that cannot pay for all of its chunks, each is looked at by itself.
+    """
+    wanted = [hold_of(chunk, chunk.unresolved) for chunk in chunks if not chunk.held]
+    held = hold_all(session, [hold for hold in wanted if hold is not None])
+    return [
+        chunk.id for chunk in chunks if chunk.held or chunk.id in held or place_what_is_left(session, chunk)
+    ]
+
+
+def hold_of(chunk: ClaimedChunk, candidates: int) -> Hold | None:
+    """The price of so many candidates; None when the user has no account."""
+    if chunk.account_id is None:
+        return None
+    amount = candidates * chunk.unit_price
+    return Hold(chunk.account_id, chunk.user_id, chunk.job_id, chunk.id, amount, chunk.unit_price)
+
+
+def place_what_is_left(session: Session, chunk: ClaimedChunk) -> bool:
+    """Hold what the credits cover of a chunk, which may be all of it; whether it may be queued.
 
     When they do not cover a single image, the job is blocked.
     """
-    if chunk.held or take_hold(session, chunk, chunk.unresolved):
-        return True
     reason = BlockedReason.OUT_OF_CREDITS
     if chunk.account_id is not None:
         free, reason = spendable(session, chunk.account_id)
         covered = min(free // chunk.unit_price, chunk.unresolved)
-        if (covered or not chunk.unresolved) and take_hold(session, chunk, covered):
+        wanted = hold_of(chunk, covered)
+        if wanted is not None and (covered or not chunk.unresolved) and hold(session, wanted):
             return True
     block(session, chunk, reason)
     return False
-
-
-def take_hold(session: Session, chunk: ClaimedChunk, candidates: int) -> bool:
-    """Hold the price of so many candidates."""
-    if chunk.account_id is None:
-        return False
-    amount = candidates * chunk.unit_price
-    return hold(
-        session, Hold(chunk.account_id, chunk.user_id, chunk.job_id, chunk.id, amount, chunk.unit_price)
-    )
 
 
 def block(session: Session, chunk: ClaimedChunk, reason: BlockedReason) -> None:

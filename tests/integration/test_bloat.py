@@ -9,8 +9,7 @@ from sqlalchemy import Engine, text
 from benchmarks.submitting import create_users, submit_jobs
 from benchmarks.writers import walk
 from models.database import transaction
-from models.queueing import claim_chunks, queue_chunks
-from scheduler.dispatch import place_hold
+from scheduler.dispatch import queue_next
 from tests.support.crawling import change, check_books, query
 from tests.support.processes import until
 
@@ -49,8 +48,7 @@ def settle(engine: Engine, number: int) -> None:
     """Walk so many chunks through all their arrows."""
     while number > 0:
         with transaction(engine) as session:
-            chunks = claim_chunks(session, min(number, 16))
-            messages = queue_chunks(session, [chunk.id for chunk in chunks if place_hold(session, chunk)])
+            messages = queue_next(session, min(number, 16))
         assert messages
         assert all(walk(engine, message, "worker@test") for message in messages)
         number -= len(messages)

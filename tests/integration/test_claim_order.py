@@ -17,7 +17,7 @@ from sqlalchemy import Engine, event, text
 from models.database import transaction
 from models.jobs import SourceState
 from models.prioritizing import bring_chunks_along, change_priority
-from models.queueing import claim_chunks, mark_dispatched, queue_chunks
+from models.queueing import claim_chunks, lock_jobs, queue_chunks
 from models.readiness import lower_ready_priorities
 from models.splitting import NewChunk, advance_source, splittable_jobs
 from tests.support.crawling import candidates, change, new_job, query, read_job
@@ -219,7 +219,7 @@ class Queue:
             claimed = claim_chunks(session, limit, ageing_seconds=AGEING_SECONDS)
             assert [chunk.id for chunk in claimed] == expected
             if keep:
-                mark_dispatched(session, [chunk.job_id for chunk in claimed])
+                assert lock_jobs(session, claimed) == claimed
                 assert len(queue_chunks(session, expected)) == len(expected)
 
     def check(self) -> None:

@@ -20,7 +20,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import IntegrityError
 
 from models.accounts import TransactionType
-from models.credits import CREDITS_MAX, CreditError, Hold, grant, hold, settle, spendable
+from models.credits import CREDITS_MAX, CreditError, Hold, grant, hold, hold_all, settle, spendable
 from models.database import transaction
 from models.ending import drain_cancelled, drain_paused, rescue_chunk
 from models.job_lifecycle import cancel_job, close_job, pause_job, resume_job, unblock_jobs
@@ -125,6 +125,47 @@ def test_an_account_never_holds_more_than_fits(engine):
         grant(session, job.user_id, CREDITS_MAX - 9, description="Too many")
     with transaction(engine) as session:
         assert grant(session, job.user_id, CREDITS_MAX - 10, description="Just enough") == CREDITS_MAX
+
+
+def test_chunks_are_held_together_or_none_of_an_account(engine):
+    """Each hold has its line, with the balance after it in their order; an account that cannot pay for all of its
+    chunks pays for none of them, and others do all the same.
+    """
+    rich, poor = new_job(engine, [5] * 3, balance=100), new_job(engine, [5] * 2, balance=9)
+    wanted = [hold_for(rich, 2, 7), hold_for(poor, 0, 5), hold_for(rich, 0, 10), hold_for(poor, 1, 5)]
+    with transaction(engine) as session:
+        assert hold_all(session, wanted) == {rich.chunk_ids[2], rich.chunk_ids[0]}
+        assert hold_all(session, [hold_for(poor, 1, 5)]) == {poor.chunk_ids[1]}
+        assert hold_all(session, [hold_for(rich, 1, candidates=10, unit_price=CREDITS_MAX)]) == set()
+        assert hold_all(session, []) == set()
+    usage = (
+        "SELECT chunk_id, amount, balance_after, description FROM credit_transactions WHERE type = 'usage'"
+    )
+    assert set(query(engine, usage)) == {
+        (rich.chunk_ids[2], -7, 93, f"Job {rich.id}, chunk {rich.chunk_ids[2]}"),
+        (rich.chunk_ids[0], -10, 83, f"Job {rich.id}, chunk {rich.chunk_ids[0]}"),
+        (poor.chunk_ids[1], -5, 4, f"Job {poor.id}, chunk {poor.chunk_ids[1]}"),
+    }
+    assert (usage_of(engine, rich), usage_of(engine, poor)) == ((17, True), (5, True))
+    check_money(engine, ACCOUNTS)
+
+
+def test_accounts_are_locked_in_order_of_id(engine):
+    """So two transactions that hold for the same accounts never wait for each other."""
+    first, last = sorted((new_job(engine), new_job(engine)), key=lambda job: job.account_id)
+    lock = "SELECT FROM credit_accounts WHERE id = :id FOR UPDATE"
+
+    def hold_both() -> set[int]:
+        with transaction(engine) as other:
+            return hold_all(other, [hold_for(last), hold_for(first)])
+
+    with ThreadPoolExecutor(1) as thread:
+        with transaction(engine) as session:
+            session.execute(text(lock), {"id": first.account_id})
+            both = thread.submit(hold_both)
+            wait_for_blocked(engine)
+            session.execute(text(f"{lock} NOWAIT"), {"id": last.account_id})
+        assert both.result(10) == {first.chunk_ids[0], last.chunk_ids[0]}
 
 
 def test_a_settlement_charges_what_was_accepted_and_gives_back_the_rest(engine):

@@ -16,7 +16,7 @@ from models import CrawlJob, Profile, Project
 from models.credits import settle
 from models.database import make_engine, transaction, transient
 from models.lifecycle import StartedChunk, checkpoint_chunk, hand_back_chunk, settle_chunk
-from models.queueing import claim_chunks, mark_dispatched
+from models.queueing import claim_chunks, lock_jobs
 from models.settings import read_settings
 from scheduler.leader import Leader
 from scheduler.loop import Stages
@@ -318,7 +318,7 @@ def test_a_stage_that_meets_a_deletion_is_run_again_at_once(database_url: str, e
                 return "nothing to do"
             deleter.start()
             until(lambda: query(engine, WAITING) == [(1,)], "a deletion that waits for the chunk")
-            mark_dispatched(session, [chunk.job_id])
+            lock_jobs(session, [chunk])
             return "dispatched"
 
     with engine.connect() as connection, capture_logs() as logs:

@@ -11,13 +11,13 @@ from models.database import transaction
 from models.job_lifecycle import block_job, cancel_job, pause_job
 from models.jobs import BlockedReason
 from models.queueing import (
-    IN_FLIGHT,
-    chunks_in_flight,
+    ROOM,
     claim_chunks,
-    mark_dispatched,
+    lock_jobs,
     publish_again,
     queue_chunks,
     queued_chunks,
+    room_in_flight,
 )
 from tests.support.crawling import (
     NewJob,
@@ -58,8 +58,7 @@ def test_a_job_that_waits_grows_more_urgent(engine):
     assert jobs_of(engine, 2, [old, young]) == [1, 0]
     change(engine, age.format("created_at"), minutes=31, id=old.id)
     assert jobs_of(engine, 2, [old, young]) == [0, 1]
-    with transaction(engine) as session:
-        mark_dispatched(session, [old.id, old.id])
+    change(engine, age.format("dispatched_at"), minutes=0, id=old.id)
     assert jobs_of(engine, 2, [old, young]) == [1, 0]
     change(engine, age.format("dispatched_at"), minutes=31, id=old.id)
     assert jobs_of(engine, 2, [old, young]) == [0, 1]
@@ -85,7 +84,7 @@ def test_a_user_with_chunks_in_flight_waits_for_the_other(engine):
     other = new_job(engine, [5] * 5)
     assert jobs_of(engine, 6, [busy, other]) == [1, 1, 0, 1, 0, 1]
     with transaction(engine) as session:
-        assert chunks_in_flight(session) == queued_chunks(session) == 2
+        assert -room_in_flight(session, 2) == queued_chunks(session) == 2
 
 
 def test_chunks_that_no_worker_of_ours_has_are_not_in_flight(engine):
@@ -96,7 +95,7 @@ def test_chunks_that_no_worker_of_ours_has_are_not_in_flight(engine):
     change(engine, f"UPDATE job_chunks SET {another} WHERE id = :id", id=foreign)
     change(engine, "UPDATE job_chunks SET candidates = NULL WHERE id = :id", id=empty)
     with transaction(engine) as session:
-        assert chunks_in_flight(session) == queued_chunks(session) == 0
+        assert -room_in_flight(session, 2) == queued_chunks(session) == 0
     assert claim(engine) == [ready]
 
 
@@ -104,7 +103,8 @@ def test_chunks_in_flight_are_counted_from_their_index(engine):
     """The condition implies the partial index's, so that the whole table need not be read."""
     with transaction(engine) as session:
         session.execute(text("SET LOCAL enable_seqscan = off"))
-        plan = "\n".join(session.execute(text(f"EXPLAIN {IN_FLIGHT.text}")).scalars())
+        parameters = {"chunks_per_slot": 2, "seconds": 15}
+        plan = "\n".join(session.execute(text(f"EXPLAIN {ROOM.text}"), parameters).scalars())
     assert "ix_job_chunks_live" in plan
 
 
@@ -177,6 +177,17 @@ def test_a_queued_chunk_has_a_new_attempt_and_its_task(engine):
     [second] = queue_ready(engine)
     assert second.attempt == 2
     assert read_chunk(engine, message.chunk_id)["task_id"] == f"chunk-{message.chunk_id}.2"
+
+
+@pytest.mark.parametrize("stop", [pause_job, cancel_job])
+def test_a_job_that_is_stopped_while_its_chunk_is_claimed_stays_so(engine, stop):
+    """Whoever comes before the job is locked is heard; whoever comes after waits until its chunk is queued."""
+    job = new_job(engine, [5] * 2)
+    with transaction(engine) as session:
+        claimed = claim_chunks(session, 2)
+        with transaction(engine) as user:
+            assert stop(user, job.id)
+        assert (len(claimed), lock_jobs(session, claimed)) == (2, [])
 
 
 def test_only_what_waits_is_queued(engine):

@@ -18,7 +18,6 @@ from models.jobs import SourceState
 from models.lifecycle import checkpoint_chunk, hand_back_chunk, start_chunk
 from models.opt_outs import Declaration, Evidence
 from models.outcomes import Outcome, Reason
-from models.queueing import claim_chunks, queue_chunks
 from models.reopening import RetryError, lock_job, rewind_source
 from models.retrying import (
     ALL_FAILURES,
@@ -29,7 +28,7 @@ from models.retrying import (
 )
 from models.splitting import NewChunk, abandon_source, advance_source, satisfy_source, splittable_jobs
 from models.sweeping import forget_inputs
-from scheduler.dispatch import place_hold
+from scheduler.dispatch import queue_next
 from scheduler.retry import Retry, retry
 from tests.support.crawling import (
     LEASE_SECONDS,
@@ -478,9 +477,7 @@ def test_two_retries_at_once_take_each_failure_once(engine):
             assert retry_chunks(session, job.id, ALL_FAILURES).reasons == {"http_status": 3}
             second = thread.submit(again, engine, job)
             wait_for_blocked(engine)
-            [claimed] = claim_chunks(session, 1)
-            assert place_hold(session, claimed)
-            [message] = queue_chunks(session, [claimed.id])
+            [message] = queue_next(session, 1)
             chunk = start_chunk(session, message.chunk_id, message.attempt, "worker@test", LEASE_SECONDS)
             assert chunk is not None
             checkpoint_chunk(session, chunk.fence, [refused(0)], LEASE_SECONDS)

@@ -10,11 +10,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import OperationalError
 
 from models.credits import grant
@@ -69,6 +70,7 @@ from tests.support.crawling import (
     settle_run,
     start,
     start_next,
+    wait_for_blocked,
 )
 from worker.sources.url_list import read_step
 from worker.store import Store, StoreError, open_store
@@ -382,23 +384,61 @@ def test_a_round_brings_chunks_along_to_their_jobs_priority(engine, leader):
     assert read_job(engine, job.id)["reprioritized_at"] is None
 
 
-def test_credits_that_come_back_between_two_looks_are_enough(engine, leader, monkeypatch):
-    """A settlement right after a hold was refused lets the whole chunk go."""
+def test_credits_that_come_back_while_holds_are_placed_wait(engine, leader, monkeypatch):
+    """What a hold was refused for is what the next look at the account finds; who adds to it comes after."""
     set_slots(engine, 1)
     job = new_job(engine, [5], balance=3)
     look = dispatching.spendable
 
-    def grant_and_look(session: Any, account_id: Any) -> Any:
+    def grant_more() -> int:
         with transaction(engine) as other:
-            grant(other, job.user_id, 10, description="In between")
-        return look(session, account_id)
+            return grant(other, job.user_id, 10, description="In between")
 
-    monkeypatch.setattr(dispatching, "spendable", grant_and_look)
-    [message] = dispatch(leader)
+    with ThreadPoolExecutor(1) as thread:
+
+        def look_while_granted(session: Any, account_id: Any) -> Any:
+            granted.append(thread.submit(grant_more))
+            wait_for_blocked(engine)
+            return look(session, account_id)
+
+        granted: list[Future[int]] = []
+        monkeypatch.setattr(dispatching, "spendable", look_while_granted)
+        [message] = dispatch(leader)
+        assert [grant.result(10) for grant in granted] == [10]
     chunk = start(engine, message)
     assert chunk is not None
-    assert (chunk.candidates, chunk.unpaid) == (candidates(0, 5), 0)
+    assert (chunk.candidates, chunk.unpaid) == (candidates(0, 3), 2)
     check_books(engine)
+
+
+def test_each_account_pays_for_what_it_can(engine, leader):
+    """Of chunks that are dispatched together: one user's are all held, another's as far as the credits go."""
+    set_slots(engine, 8)
+    rich = new_job(engine, [5, 5], balance=10)
+    poor = new_job(engine, [4, 4, 4], balance=6)
+    assert {message.chunk_id for message in dispatch(leader)} == {*rich.chunk_ids, *poor.chunk_ids[:2]}
+    held = "SELECT held FROM credit_transactions WHERE chunk_id = ANY(:ids) ORDER BY chunk_id"
+    assert query(engine, held, ids=[*rich.chunk_ids, *poor.chunk_ids]) == [(5,), (5,), (4,), (2,)]
+    assert (balance_of(engine, rich), balance_of(engine, poor)) == (0, 0)
+    assert read_job(engine, rich.id)["blocked_reason"] is None
+    assert read_job(engine, poor.id)["blocked_reason"] == "out_of_credits"
+    check_books(engine)
+
+
+def test_a_dispatch_of_many_chunks_takes_no_more_statements_than_one_of_one(engine, leader):
+    """Of many jobs and users: each statement is a way to the server and back, and all of them one decision."""
+    set_slots(engine, 20)
+    new_job(engine, [5])
+    statements: list[str] = []
+    event.listen(
+        leader.connection, "before_cursor_execute", lambda *arguments: statements.append(arguments[2])
+    )
+    assert len(dispatch(leader)) == 1
+    for_one = len(statements)
+    for _ in range(4):
+        new_job(engine, [5] * 4)
+    assert len(dispatch(leader)) == 16
+    assert len(statements) == 2 * for_one <= 12
 
 
 # --------------------------------------------------------------------------------------------------- split

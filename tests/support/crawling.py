@@ -16,9 +16,9 @@ from models.database import transaction
 from models.jobs import SourceKind, SourceState
 from models.lifecycle import StartedChunk, settle_chunk, settle_short_chunk, start_chunk
 from models.outcomes import Accepted, Candidate, ImageFormat, Outcome, Reason, Refused
-from models.queueing import Message, claim_chunks, queue_chunks
+from models.queueing import Message
 from models.recording import Tally
-from scheduler.dispatch import place_hold
+from scheduler.dispatch import queue_next
 from tests.support.factories import create_chunk, create_job, create_profile, create_project
 from tests.support.processes import until
 
@@ -116,8 +116,7 @@ def job_of(engine: Engine, urls: Sequence[str], store_url: str, *, balance: int 
 def queue_ready(engine: Engine, limit: int = 16) -> list[Message]:
     """pending → queued with a hold, for as many chunks as the owners can pay."""
     with transaction(engine) as session:
-        chunks = claim_chunks(session, limit)
-        return queue_chunks(session, [chunk.id for chunk in chunks if place_hold(session, chunk)])
+        return queue_next(session, limit)
 
 
 def start(engine: Engine, message: Message, worker: str = "worker@test") -> StartedChunk | None:
