@@ -27,7 +27,7 @@ from models.settings import read_settings
 from scheduler.connect import connected
 from scheduler.servers import ServicesError
 
-PARTS = ("fast", "slow", "tls", "limit", "stages", "growth", "queue")
+PARTS = ("fast", "slow", "tls", "limit", "stages", "growth", "split", "queue")
 WITH_OTHERS = {"fast", "slow", "tls", "limit"}
 LOAD_MAX = 0.5
 FAILURES = (
@@ -76,6 +76,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--urls", type=positive, default=10_000_000, help="URLs that are split [10000000]")
     parser.add_argument("--pending", type=positive, default=1_000_000, help="chunks that wait [1000000]")
+    parser.add_argument(
+        "--home",
+        type=Path,
+        help="where services run, kept with the filled database of queue [gone afterwards]",
+    )
     parser.add_argument("--alone", action="store_true", help="leave img2dataset and Scrapy out")
     parser.add_argument("--write", action="store_true", help="write docs/performance.md")
     options = parser.parse_args(arguments)
@@ -104,7 +109,7 @@ def measure(options: argparse.Namespace, name: str) -> Section:
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pixtrawl-bench-")))
         settings = read_settings(
-            home=scratch / "home",
+            home=options.home or scratch / "home",
             database_url=None,
             redis_url=None,
             store_url=None,

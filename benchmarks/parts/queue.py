@@ -1,96 +1,52 @@
-"""The scheduler alone: splitting a list of ten million URLs, and deciding while a million chunks wait."""
+"""The scheduler alone: how long one dispatch decision takes while a million chunks of a thousand users wait."""
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine, event, text
 
-from benchmarks.databases import database
+from benchmarks.databases import copied, filled
 from benchmarks.filling import Size, fill
 from benchmarks.hot_paths import Paths
 from benchmarks.setting import Bench, Section, listed
-from models.credits import CREDITS_MAX
-from models.database import transaction
-from models.members import create_profile
-from models.settings import Settings
-from scheduler.enqueue import submit
+from models.database import REVISION
+from models.queueing import Message
+from scheduler.dispatch import BATCH, dispatch
 from scheduler.leader import Leader
-from scheduler.split import Splitter
-from worker.store import open_store
 
-DECISIONS = 200
-MARKS = 5
-USER = "splitter@example.invalid"
-SPLITTING = ("URLs split", "URLs/s so far", "MB of this process")
-DECIDING = ("decision", "times", "median ms", "p99 ms", "longest ms")
+DECISIONS = 500
+IN_FLIGHT = 100
+ASKED_MS = 50.0
+"""Milliseconds of a decision at the 99th percentile."""
+COLUMNS = ("", "times", "median ms", "p99 ms", "longest ms")
+WHOLE = "**one dispatch decision**"
+SHARES = {
+    "WITH live AS (": "the claim: which sixteen, and their locks",
+    "WITH wanted AS (": "holds of their accounts",
+    "WITH queued AS (": "queueing them",
+}
+"""What a statement of a decision begins with, and what it is for."""
+REST = "the rest, with the COMMIT's wait for the disk"
 
 
 def measure(bench: Bench) -> Section:
-    """Both."""
-    urls, pending = bench.options.urls, bench.options.pending
-    with database(bench.services, "splitting", waits_for_disk=True) as engine:
-        submitted, rows = split(engine, bench, urls)
-    with database(bench.services, "deciding") as engine:
-        size = size_of(pending)
-        fill(engine, size)
-        decisions = decide(engine)
-    submission = (
-        f"`submit` read, checked and stored {urls:,} URLs at {urls / submitted:,.0f} a second. The splitter then "
-        "made chunks of them:"
+    """Fill, unless a kept home has the rows, and decide on a copy."""
+    size = size_of(bench.options.pending)
+    name = f"waiting_{size.pending}_{REVISION}"
+    filled(bench.services, name, lambda engine: fill(engine, size))
+    with copied(bench.services, name, "deciding") as engine:
+        decisions = Decisions(engine, bench)
+        decisions.make(DECISIONS)
+    late = percentile_99(decisions.taken[WHOLE])
+    said = (
+        f"{size.pending:,} chunks of {size.users:,} users and {size.jobs:,} jobs wait, about {IN_FLIGHT} are in "
+        f"flight and are settled in between. A decision was {decisions.statements} statements and a COMMIT, "
+        f"{median(decisions.worked):.1f} ms of work for PostgreSQL's process and {median(decisions.own):.1f} for "
+        f"this one; asked for: less than {ASKED_MS:.0f} ms at p99{'' if late < ASKED_MS else ' (**missed**)'}."
     )
-    waiting = (
-        f"With {size.pending:,} chunks of {size.users:,} users and {size.jobs:,} jobs waiting: the claim finds the "
-        "sixteen that run next; a dispatch is a claim, the holds and the statement that queues them."
-    )
-    decided = listed(DECIDING, [timed(name, times) for name, times in decisions.items()])
-    lines = [submission, "", *listed(SPLITTING, rows), "", waiting, "", *decided]
-    return Section("\n".join(lines))
-
-
-def split(engine: Engine, bench: Bench, count: int) -> tuple[float, list[tuple[str, str, str]]]:
-    """Seconds of the submission, and how splitting goes: so many URLs, their rate, memory."""
-    url = engine.url.render_as_string(hide_password=False)
-    store_url = (bench.scratch / "splitting").as_uri()
-    settings = bench.services.model_copy(update={"store_url": store_url, "user": USER})
-    settings = Settings(**settings.model_dump() | {"database_url": url})
-    with transaction(engine) as session:
-        create_profile(session, USER, bonus=CREDITS_MAX // 2, monthly_limit=CREDITS_MAX)
-    given = bench.scratch / "list.txt"
-    with given.open("w", encoding="utf-8") as file:
-        file.writelines(f"https://images.photos.example/galleries/{n:010}.jpg\n" for n in range(count))
-    began = time.perf_counter()
-    submit(settings, engine, [str(given)])
-    submitted = time.perf_counter() - began
-    given.unlink()
-    with engine.connect() as connection:
-        splitter = Splitter(Leader(connection, settings), open_store(store_url))
-        return submitted, list(split_all(engine, splitter, count))
-
-
-def split_all(engine: Engine, splitter: Splitter, count: int) -> Iterator[tuple[str, str, str]]:
-    """Round after round to the end; a row at each fifth."""
-    began, marks = time.perf_counter(), [count * mark // MARKS for mark in range(1, MARKS + 1)]
-    while splitter.split():
-        done = position(engine)
-        if done >= marks[0]:
-            rate = done / (time.perf_counter() - began)
-            yield f"{done:,}", f"{rate:,.0f}", f"{resident_megabytes():.0f}"
-            marks = [mark for mark in marks if mark > done] or [count + 1]
-    assert position(engine) == count, "the list was not split to its end"
-
-
-def position(engine: Engine) -> int:
-    """How many URLs are in chunks."""
-    with engine.connect() as connection:
-        return int(connection.exec_driver_sql("SELECT source_position FROM crawl_jobs").scalar_one())
-
-
-def resident_megabytes() -> float:
-    """Memory of this process now."""
-    lines = Path("/proc/self/status").read_text("ascii").splitlines()
-    return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("VmRSS"))
+    rows = [timed(name, times) for name, times in decisions.taken.items()]
+    return Section("\n".join([said, "", *listed(COLUMNS, rows)]))
 
 
 def size_of(pending: int) -> Size:
@@ -109,28 +65,77 @@ def size_of(pending: int) -> Size:
     )
 
 
-def decide(engine: Engine) -> dict[str, list[float]]:
-    """Milliseconds of each claim and dispatch; what is queued is settled, so that few are in flight."""
-    taken: dict[str, list[float]] = {}
+class Decisions:
+    """Decisions of one leader, one after another. ``taken`` has the milliseconds of each, whole and in shares;
+    ``worked`` what PostgreSQL's process spent on a processor, ``own`` what this one did.
+    """
 
-    def around(name: str, function):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202 - see Around
-        began = time.perf_counter()
-        result = function()
-        taken.setdefault(name, []).append(1000 * (time.perf_counter() - began))
-        return result
+    def __init__(self, engine: Engine, bench: Bench) -> None:
+        self.engine = engine
+        self.settings = bench.services
+        self.paths = Paths(engine, 1, lambda _name, function: function())
+        self.taken: dict[str, list[float]] = {name: [] for name in (WHOLE, *SHARES.values(), REST)}
+        self.worked: list[float] = []
+        self.own: list[float] = []
+        self.statements = 0
+        self._shares: dict[str, float] = {}
+        self._began = 0.0
 
-    paths = Paths(engine, 1, around)
-    paths.prepare("INSERT INTO workers (name, slots, version) VALUES ('benchmark', 64, '0')")
-    flight = []
-    for _ in range(DECISIONS):
-        flight += paths.dispatch()
-        while len(flight) > 100:
-            paths.settle(flight.pop(0))
-    return {name: times for name, times in taken.items() if name.startswith(("claim", "dispatch"))}
+    def make(self, number: int) -> None:
+        """So many; what was queued is settled between them."""
+        flight: list[Message] = []
+        self.paths.prepare("INSERT INTO workers (name, slots, version) VALUES ('benchmark', 64, '0')")
+        with self.engine.connect() as connection:
+            event.listen(connection, "before_cursor_execute", self._begin)
+            event.listen(connection, "after_cursor_execute", self._end)
+            pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+            connection.commit()
+            for _ in range(number):
+                self.paths.prepare("UPDATE workers SET seen_at = now()")
+                messages = self._decide(connection, pid)
+                assert len(messages) == BATCH, "a decision found too few chunks"
+                flight += messages
+                while len(flight) > IN_FLIGHT:
+                    self.paths.settle(flight.pop(0))
+
+    def _decide(self, connection: Connection, pid: int) -> list[Message]:
+        leader = Leader(connection, self.settings)
+        self._shares = dict.fromkeys(SHARES.values(), 0.0)
+        self.statements = 0
+        worked, own, began = work_of(pid), time.process_time(), time.perf_counter()
+        messages = dispatch(leader)
+        whole = 1000 * (time.perf_counter() - began)
+        self.own.append(1000 * (time.process_time() - own))
+        self.worked.append(work_of(pid) - worked)
+        shares = {WHOLE: whole, **self._shares, REST: whole - sum(self._shares.values())}
+        for name, milliseconds in shares.items():
+            self.taken[name].append(milliseconds)
+        return messages
+
+    def _begin(self, *_: object) -> None:
+        self._began = time.perf_counter()
+
+    def _end(self, _connection: object, _cursor: object, statement: str, *_: object) -> None:
+        self.statements += 1
+        milliseconds = 1000 * (time.perf_counter() - self._began)
+        for beginning, name in SHARES.items():
+            if statement.lstrip().startswith(beginning):
+                self._shares[name] += milliseconds
+
+
+def work_of(pid: int) -> float:
+    """Milliseconds that a process has had a processor; nothing where the kernel does not tell."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text("ascii").split()[0]) / 1_000_000
+    except OSError:
+        return float("nan")
+
+
+def percentile_99(times: list[float]) -> float:
+    """Of so many; the longest when there are few."""
+    return sorted(times)[round(0.99 * (len(times) - 1))]
 
 
 def timed(name: str, times: list[float]) -> tuple[str, ...]:
     """A row of milliseconds."""
-    ordered = sorted(times)
-    late = ordered[round(0.99 * (len(ordered) - 1))]
-    return name, f"{len(times)}", f"{median(times):.1f}", f"{late:.1f}", f"{ordered[-1]:.1f}"
+    return name, f"{len(times)}", f"{median(times):.1f}", f"{percentile_99(times):.1f}", f"{max(times):.1f}"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import page, pictures, plot, sites
-from benchmarks.parts import queue, slow, stages
+from benchmarks.parts import queue, slow, split, stages
 from benchmarks.race import Race, RunError, Timing, check_kept, race_all, rates, ratios
 from benchmarks.setting import Bench, Section
 from models.outcomes import Verification
@@ -191,9 +191,16 @@ def test_stages_are_measured_by_the_programs_own_functions(bench, folder, engine
     assert len(list((bench.scratch / "stored").iterdir())) == PICTURES
 
 
-def test_the_scheduler_alone(bench, monkeypatch):
-    """A list is split to its end, and every decision finds what it should."""
+def test_a_list_is_split_to_its_end(bench):
+    """In as many chunks as hold all of it, with a row for each fifth."""
+    assert table(split.measure(bench).text, "30,000")[0] == "30,000"
+
+
+def test_decisions_are_made_on_a_copy_of_what_was_filled_once(bench, monkeypatch):
+    """Every decision finds what it should, its shares are all of it, and the next run fills nothing."""
     monkeypatch.setattr(queue, "DECISIONS", 10)
-    text = queue.measure(bench).text
-    assert table(text, "30,000")[0] == "30,000"
-    assert table(text, "claim")[1] == table(text, "dispatch of 16")[1] == str(queue.DECISIONS)
+    first = queue.measure(bench).text
+    monkeypatch.setattr(queue, "fill", None)
+    for text in (first, queue.measure(bench).text):
+        assert "1,000 chunks of 20 users" in text
+        assert {table(text, name)[1] for name in (queue.WHOLE, *queue.SHARES.values(), queue.REST)} == {"10"}
