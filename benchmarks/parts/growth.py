@@ -5,6 +5,7 @@ lines that are no URL, which need no web. What is left is what must not grow: sp
 memory.
 """
 
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ LATENCY_SECONDS = 0.2
 FEW_CONNECTIONS = 16
 """With this latency and so few, a child gets 80 pictures a second and no more; eight of them fit the machine."""
 SECONDS = 10
+HOSTS = 20
+"""Of the far site; each is asked for its robots.txt and its reservation first, a latency each."""
 BY_SIZE = (
     "candidates",
     "what they are",
@@ -40,7 +43,9 @@ BY_CHILDREN = ("children", "far site, images/s", "its limit", "near site, images
 CHILDREN_TEXT = f"""\
 By the number of children, on these two processors. The far site answers after {LATENCY_SECONDS * 1000:.0f} ms and \
 gives tiny pictures, over {FEW_CONNECTIONS} connections for each child: there a worker waits, and more children \
-are more images. The near one is the fast site: there it computes, over {CONNECTIONS}."""
+are more images. What is missing to its limit are the ends of chunks: a child begins the next one when the last \
+transfers of one are over, and a short list has small ones. The near one is the fast site: there it computes, over \
+{CONNECTIONS}."""
 SIZE = text("SELECT sum(pg_total_relation_size(relid)) FROM pg_stat_user_tables")
 
 
@@ -95,6 +100,7 @@ def grown(
             f"{count} candidates ({what}) ended as {job['valid_images']} images, {job['failures']}."
         )
     memory = usage.megabytes()
+    say(f"{count:,} candidates ({what}) in {timing.work_seconds:.1f} s")
     return (
         f"{count:,}",
         what,
@@ -114,7 +120,7 @@ def by_children(bench: Bench) -> Iterator[tuple[str, ...]]:
         latency = (LATENCY_SECONDS, LATENCY_SECONDS)
         with (
             tempfile.TemporaryDirectory(dir=bench.scratch) as folder,
-            sites.web(bench.pictures, Path(folder), hosts=100, latency_seconds=latency) as web,
+            sites.web(bench.pictures, Path(folder), hosts=HOSTS, latency_seconds=latency) as web,
         ):
             far = rate(bench, [web.url(n, f"/t/{n}") for n in range(count)], children, FEW_CONNECTIONS)
         with (
@@ -131,6 +137,7 @@ def rate(bench: Bench, urls: list[str], children: int, connections: int) -> floa
         fewer = replace(race, connections=connections)
         job, timing = contenders.crawl(fewer, ["--concurrency", str(children)])
     check_kept("Pixtrawl", job["valid_images"], race)
+    say(f"{len(urls):,} pictures with {children} children in {timing.work_seconds:.1f} s")
     return len(urls) / timing.work_seconds
 
 
@@ -143,6 +150,11 @@ def prepared(bench: Bench, lines: Iterable[str], count: int) -> Iterator[Race]:
         with race.list_file.open("w", encoding="utf-8") as file:
             file.writelines(f"{line}\n" for line in lines)
         yield race
+
+
+def say(sentence: str) -> None:
+    """A run is over; the longest takes minutes."""
+    print(f"growth: {sentence}", file=sys.stderr, flush=True)
 
 
 def database_bytes(bench: Bench) -> int:
