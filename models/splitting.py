@@ -6,6 +6,7 @@ Each takes a Session and never commits. A crash repeats a step; the guard on ``s
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import Row, TextClause, text
@@ -159,10 +160,33 @@ def abandon_source(session: Session) -> int | None:
     return _end_source(session, ABANDONED, SourceState.EXHAUSTED, Reason.CANCELLED, "the job was cancelled")
 
 
+BROKEN_OFF = text(f"""
+SELECT j.id, j.source_position, j.total_images FROM crawl_jobs j
+WHERE j.id = :job_id AND j.source_step = :step AND {UNENDED_SOURCE}
+    AND (j.store_url = :root || '/jobs/' || j.id OR j.store_url NOT LIKE '%/jobs/' || j.id)
+FOR NO KEY UPDATE
+""")
+"""In another store than the one that the job was submitted to nothing of it can be missing or damaged."""
+
+
+def break_off_source(session: Session, job: SplittableJob, store_root: str, detail: str) -> bool:
+    """source at step k → exhausted: the copy of its input is gone or damaged, candidates not handed out are
+    ``cancelled``. False when the step was written meanwhile, or the job was submitted to another store.
+    """
+    guard = {"job_id": job.id, "step": job.step, "root": store_root}
+    ended = _end_source(session, BROKEN_OFF, SourceState.EXHAUSTED, Reason.CANCELLED, detail, guard)
+    return ended is not None
+
+
 def _end_source(
-    session: Session, select: TextClause, state: SourceState, reason: Reason, detail: str
+    session: Session,
+    select: TextClause,
+    state: SourceState,
+    reason: Reason,
+    detail: str,
+    parameters: Mapping[str, object] = MappingProxyType({}),
 ) -> int | None:
-    row = session.execute(select).one_or_none()
+    row = session.execute(select, parameters).one_or_none()
     if row is None:
         return None
     left = row.total_images - row.source_position

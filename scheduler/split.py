@@ -4,6 +4,7 @@ A step reads the store first and commits after; a crash in between repeats it.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import structlog
@@ -18,6 +19,7 @@ from models.splitting import (
     SplittableJob,
     abandon_source,
     advance_source,
+    break_off_source,
     satisfy_source,
     source_wanted,
     splittable_jobs,
@@ -25,7 +27,7 @@ from models.splitting import (
 from models.workers import live_slots
 from scheduler.leader import Leader
 from worker.sources import url_list, url_table
-from worker.store import Store, StoreError
+from worker.store import DamagedObjectError, MissingObjectError, Store, StoreError
 
 Step = tuple[Sequence[Candidate | PackedCandidate], dict[str, int], bool]
 """Candidates, the next cursor, whether the source is at its end."""
@@ -37,6 +39,9 @@ STEP_CANDIDATES = 10_000
 SLOTS_MIN = 4
 """So many are reckoned with at the end of a list: workers may have been started together with the job."""
 RETRY_SECONDS = 10.0
+RETRY_SECONDS_MAX = 300.0
+MISSING_LOOKS = 3
+"""So often in a row an input is looked for before it is gone: a disk may just not be there yet."""
 ROUND_SECONDS = 0.5
 """Splitting stops after so long, for dispatch not to wait; the next round goes on with the next job."""
 
@@ -44,12 +49,16 @@ log = structlog.get_logger()
 
 
 class Splitter:
-    """Splits for one leader; remembers whose turn it is, and which jobs failed, so as to try them less often."""
+    """Splits for one leader; remembers whose turn it is, and which jobs failed, so as to try them less often.
+
+    ``unreadable`` counts by job how often in a row its input could not be read.
+    """
 
     def __init__(self, leader: Leader, store: Store) -> None:
         self.leader = leader
         self.store = store
         self.retry_at: dict[int, float] = {}
+        self.unreadable: Counter[int] = Counter()
         self.last = BEFORE_ALL
 
     def split(self) -> bool:
@@ -84,14 +93,10 @@ class Splitter:
                 READERS[job.source_kind], self.store, job.source, job.cursor, min(job.wanted, STEP_CANDIDATES)
             )
         except StoreError as error:
-            with self.leader.transaction() as session:
-                wanted = source_wanted(session, job.id)
-            if not wanted:
-                log.info("source_not_wanted", job=job.id)
-                return False
-            log.error("source_unreadable", job=job.id, error=repr(error))  # noqa: TRY400 - not a bug of ours
-            self.retry_at[job.id] = time.monotonic() + RETRY_SECONDS
+            self._judge(job, error)
             return False
+        if self.unreadable.pop(job.id, 0):
+            log.info("source_readable_again", job=job.id)
         state = SourceState.SPLITTING
         if exhausted:
             state = SourceState.EXHAUSTED
@@ -110,6 +115,35 @@ class Splitter:
                 "job_split", job=job.id, chunks=len(chunks), candidates=len(candidates), source=state.value
             )
         return advanced
+
+    def _judge(self, job: SplittableJob, error: StoreError) -> None:
+        """What keeps a source from being read: its copy, for good, or something that may pass."""
+        with self.leader.transaction() as session:
+            wanted = source_wanted(session, job.id)
+        if not wanted:
+            self.unreadable.pop(job.id, None)
+            log.info("source_not_wanted", job=job.id)
+            return
+        self.unreadable[job.id] += 1
+        looks = self.unreadable[job.id]
+        gone = isinstance(error, MissingObjectError) and looks >= MISSING_LOOKS
+        if (gone or isinstance(error, DamagedObjectError)) and self._break_off(job, error):
+            return
+        if looks == 1:
+            log.error(
+                "source_unreadable", job=job.id, error=str(error), then="it is tried again, ever less often"
+            )
+        self.retry_at[job.id] = time.monotonic() + min(RETRY_SECONDS_MAX, 2.0 ** min(looks, 30))
+
+    def _break_off(self, job: SplittableJob, error: StoreError) -> bool:
+        """Let the source end where its copy cannot be read any more: what was read before goes on."""
+        why = f"its input breaks off after {job.position:,} candidates: {error}"
+        with self.leader.transaction() as session:
+            ended = break_off_source(session, job, self.store.root, why)
+        if ended:
+            self.unreadable.pop(job.id, None)
+            log.error("source_ended", job=job.id, why=why)
+        return ended
 
     def end_sources(self) -> None:
         """Sources of jobs that need no more, or that were cancelled: nothing more is handed out."""

@@ -72,6 +72,10 @@ class MissingObjectError(StoreError):
     """There is no object of this name."""
 
 
+class DamagedObjectError(StoreError):
+    """An object is not what was written."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoredObject:
     """One line of a listing; ``size`` in bytes."""

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import OperationalError
+from structlog.testing import capture_logs
 
 from models.credits import grant
 from models.database import transaction
@@ -36,6 +37,7 @@ from models.outcomes import Outcome
 from models.prioritizing import change_priority
 from models.queueing import Message
 from models.reopening import reopen_cut_off_jobs
+from models.retrying import ALL_FAILURES
 from models.settings import Settings, read_settings
 from models.splitting import NewChunk, abandon_source, advance_source, satisfy_source, splittable_jobs
 from scheduler import dispatch as dispatching
@@ -52,6 +54,7 @@ from scheduler.loop import (
     reopen_cut_off,
 )
 from scheduler.rescue import find_lost_messages, find_stopped, rescue_expired, server_time
+from scheduler.retry import retry
 from scheduler.split import Splitter
 from tests.support.crawling import (
     NewJob,
@@ -72,8 +75,7 @@ from tests.support.crawling import (
     start_next,
     wait_for_blocked,
 )
-from worker.sources.url_list import read_step
-from worker.store import Store, StoreError, open_store
+from worker.store import Store, open_store
 
 
 @pytest.fixture
@@ -647,19 +649,62 @@ def test_a_top_up_waits_for_enough(engine, leader, store):
     assert ranges(engine, job.id)[-1] == (2, 100, 102, 2)
 
 
-def test_an_input_that_cannot_be_read_is_tried_later(engine, leader, store):
-    """A store that is away costs its job time and no other job anything."""
+def test_an_input_that_cannot_be_read_now_is_tried_later(engine, leader, store, tmp_path):
+    """A store that is away costs its job time, however long, and no other job anything; the log says so once."""
     job = submit(engine, store, 10)
-    source = {"object": "inputs/gone.txt", "files": [{"name": "gone", "bytes": 9, "candidates": 1}]}
-    with pytest.raises(StoreError):
-        read_step(store, source, {}, 10)
-    change(engine, """UPDATE crawl_jobs SET source = jsonb_set(source, '{object}', '"inputs/gone.txt"')""")
+    folder, aside = tmp_path / "store/inputs", tmp_path / "aside"
+    folder.rename(aside)
+    folder.touch()
     splitter = Splitter(leader, store)
-    assert not splitter.split()
-    change(engine, """UPDATE crawl_jobs SET source = jsonb_set(source, '{object}', '"inputs/list.txt"')""")
-    assert not splitter.split()
-    splitter.retry_at[job.id] = 0
+    waits = []
+    with capture_logs() as logs:
+        for _ in range(12):
+            assert not splitter.split()
+            waits.append(round(splitter.retry_at[job.id] - time.monotonic()))
+            splitter.retry_at.clear()
+        assert not splitter.split()
+        folder.unlink()
+        aside.rename(folder)
+        assert not splitter.split()
+        splitter.retry_at.clear()
+        assert splitter.split()
+    assert waits == [2, 4, 8, 16, 32, 64, 128, 256, *[300] * 4]
+    assert [entry["event"] for entry in logs if entry["event"].startswith("source_")] == [
+        "source_unreadable",
+        "source_readable_again",
+    ]
+    assert read_job(engine, job.id)["source_detail"] is None
+
+
+def test_an_input_that_is_gone_ends_its_source(engine, leader, store, tmp_path):
+    """Not at the first look, for a disk may just not be there yet, and never because another store was asked."""
+    job = submit(engine, store, 20_000)
+    splitter = Splitter(leader, store)
     assert splitter.split()
+    body = store.read("inputs/list.txt", 0, 1_000_000)
+    store.delete(["inputs/list.txt"])
+    elsewhere = Splitter(leader, open_store((tmp_path / "elsewhere").as_uri()))
+    for other in [elsewhere] * 5 + [splitter] * 2:
+        assert not other.split()
+        assert read_job(engine, job.id)["source_state"] == "splitting"
+        other.retry_at.clear()
+    assert not splitter.split()
+    row = read_job(engine, job.id)
+    assert (row["source_state"], row["source_position"], row["failures"]) == (
+        "exhausted",
+        20_000,
+        {"cancelled": 10_000},
+    )
+    assert re.fullmatch(
+        "its input breaks off after 10,000 candidates: .*list.txt.*: not found", row["source_detail"]
+    )
+    store.put("inputs/list.txt", body)
+    assert retry(engine, store.root, job.id, ALL_FAILURES).unchunked == 10_000
+    while splitter.split():
+        pass
+    row = read_job(engine, job.id)
+    assert (row["source_state"], row["source_position"], row["failures"]) == ("exhausted", 20_000, {})
+    assert row["source_detail"] is None
 
 
 def test_every_job_is_split_in_turn(engine, leader, store, monkeypatch):

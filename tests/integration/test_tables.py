@@ -104,6 +104,26 @@ def test_a_url_twice_in_a_job_is_fetched_once(engine, settings, splitter, tmp_pa
     assert query(engine, "SELECT count(*) FROM seen_keys") == [(10_501,)]
 
 
+def test_a_table_that_is_damaged_later_ends_there(engine, settings, splitter, tmp_path):
+    """What stands before the damage is crawled, the rest has its outcome, and the job says why it ended early."""
+    (tmp_path / "owls.csv").write_bytes(write_table(Format.CSV, RECORDS))
+    job_id = submit(settings, engine, ["owls.csv"]).job_id
+    [copy] = (tmp_path / "store" / "inputs").glob("*.rows")
+    whole = copy.read_bytes()
+    middle = len(whole) // 2
+    copy.write_bytes(whole[:middle] + b"owls" + whole[middle + 4 :])
+    while splitter.split():
+        pass
+    job = read_job(engine, job_id)
+    read = len(candidates_of(engine, job_id))
+    assert 5000 <= read < 7000
+    assert read % 1000 == 0
+    assert (job["source_state"], job["total_images"]) == ("exhausted", 12_000)
+    assert job["failures"] == {"cancelled": 12_000 - read}
+    assert job["source_detail"].startswith(f"its input breaks off after {read:,} candidates: ")
+    assert "is damaged" in job["source_detail"]
+
+
 def test_a_table_that_breaks_off_is_a_job_that_says_so(engine, settings, capsys, tmp_path):
     """``submit`` says where, and ``show`` in words and in JSON; the other input is read whole."""
     content = gzip.compress(write_table(Format.CSV, RECORDS))

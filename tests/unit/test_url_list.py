@@ -13,7 +13,7 @@ from worker.address import parse_url
 from worker.errors import AddressError
 from worker.sources import url_list
 from worker.sources.url_list import LINE_BYTES_MAX, LineReader, read_step
-from worker.store import StoreError, open_store
+from worker.store import DamagedObjectError, open_store
 
 NAME = "inputs/list.txt"
 PIECES = st.one_of(
@@ -167,11 +167,13 @@ def test_a_step_reads_only_so_many_bytes(store, monkeypatch):
 
 
 def test_an_object_that_shrank(store):
-    """An input that is shorter than at submit is an error, not an early end."""
+    """An input that is shorter than at submit is an error, not an early end, once its whole lines were read."""
     source = stored(store, b"http://a.example/1\nhttp://a.example/2\n")
-    store.put(NAME, b"http://a.example/1\n")
-    with pytest.raises(StoreError, match="shorter than it was"):
-        read_all(store, source, 10)
+    store.put(NAME, b"http://a.example/1\nhttp://a.exa")
+    candidates, cursor, ended = read_step(store, source, {}, 10)
+    assert ([candidate.url for candidate in candidates], ended) == (["http://a.example/1"], False)
+    with pytest.raises(DamagedObjectError, match="shorter than when"):
+        read_step(store, source, cursor, 10)
 
 
 def test_memory_and_rate(store):

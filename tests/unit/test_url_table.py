@@ -10,7 +10,7 @@ from models.about import METADATA_BYTES_MAX, About
 from models.candidates import pack_candidates, unpack_candidates
 from worker.sources import url_table
 from worker.sources.url_table import FrameWriter, read_step
-from worker.store import StoreError, open_store
+from worker.store import DamagedObjectError, open_store
 
 NAME = "inputs/table.rows"
 MORE = st.dictionaries(st.text(min_size=1), st.text(st.characters()) | st.integers(), min_size=1, max_size=3)
@@ -82,10 +82,14 @@ def test_long_rows_end_frames_and_steps_early(store, monkeypatch):
 
 
 def test_an_object_that_is_not_what_was_written_is_an_error(store):
-    """Shorter, or damaged: the scheduler says so and tries again later."""
+    """Shorter, or damaged, in a frame or between two: what stands before is read, and the next step says so."""
     source = stored(store, [(f"http://i.test/{n}", n + 1, {}) for n in range(3000)])
     whole = store.read(NAME, 0, source["bytes"])
-    for content in (whole[:-10], whole[:50] + b"\0" * 20 + whole[70:]):
+    second = read_step(store, source, {}, 1000)[1]["byte"]
+    damaged = [whole[:place] + b"\xff" * 20 + whole[place + 20 :] for place in (second, second + 50)]
+    for content, rows in zip([whole[:-10], *damaged], [2000, 1000, 1000], strict=True):
         store.put(NAME, content)
-        with pytest.raises(StoreError, match=r"is damaged|is shorter"):
-            read_all(store, source, 5000)
+        candidates, cursor, ended = read_step(store, source, {}, 5000)
+        assert (len(candidates), ended) == (rows, False)
+        with pytest.raises(DamagedObjectError, match=r"is damaged|is shorter"):
+            read_step(store, source, cursor, 5000)

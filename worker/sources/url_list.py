@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from models.outcomes import Candidate
-from worker.store import Store, StoreError
+from worker.store import DamagedObjectError, Store, StoreError
 
 BLOCK_BYTES = 1024 * 1024
 STEP_BYTES = 16 * 1024 * 1024
@@ -97,8 +97,8 @@ def read_step(
     """Read up to ``limit`` candidates from ``cursor`` on; {} is the beginning.
 
     ``source`` is {object, files: [{name, bytes, candidates}]}. Returns the candidates, the next cursor, and
-    whether the list is at its end (if not, blank lines may be all that is left). Raises StoreError, also for an
-    object that is shorter than it was at submit.
+    whether the list is at its end (if not, blank lines may be all that is left). Raises StoreError, once there is
+    nothing before the place that cannot be read, and DamagedObjectError when the object became shorter.
     """
     block_bytes = block_bytes or min(BLOCK_BYTES, limit * BYTES_PER_LINE + LINE_BYTES_MAX)
     files: list[Mapping[str, Any]] = source["files"]
@@ -128,15 +128,19 @@ def _read_file(
     """
     reader = LineReader(place.byte, place.line)
     position = place.position
-    for lines in _batches(reader, blocks):
-        for line in lines:
-            candidates.append(Candidate(position, line.text, line.number))
-            position += 1
-            if len(candidates) == limit:
-                return Place(place.file, line.end, line.number, position)
-        # A line longer than a whole step is read to its end all the same: each step must move on.
-        if reader.offset >= byte_max and reader.offset > place.byte:
-            break
+    try:
+        for lines in _batches(reader, blocks):
+            for line in lines:
+                candidates.append(Candidate(position, line.text, line.number))
+                position += 1
+                if len(candidates) == limit:
+                    return Place(place.file, line.end, line.number, position)
+            # A line longer than a whole step is read to its end all the same: each step must move on.
+            if reader.offset >= byte_max and reader.offset > place.byte:
+                break
+    except StoreError:
+        if not candidates:
+            raise
     return Place(place.file, reader.offset, reader.number, position)
 
 
@@ -152,6 +156,6 @@ def _blocks(store: Store, name: str, bounds: tuple[int, int], block_bytes: int) 
     while start < end:
         block = store.read(name, start, min(block_bytes, end - start))
         if not block:
-            raise StoreError(f"{store.url(name)} is shorter than it was when the job was submitted")
+            raise DamagedObjectError(f"{store.url(name)} is shorter than when the job was submitted")
         start += len(block)
         yield block

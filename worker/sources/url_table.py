@@ -13,7 +13,7 @@ from typing import Any
 
 from models.about import METADATA_BYTES_MAX, bounded
 from models.candidates import PackedCandidate, Row, encode
-from worker.store import Store, StoreError
+from worker.store import DamagedObjectError, Store, StoreError
 
 FRAME_ROWS = 1000
 FRAME_CHARACTERS = 256 * 1024
@@ -24,6 +24,8 @@ READ_BYTES = 256 * 1024
 TEXT_BYTES_MAX = 4 * 1024
 """Of a licence, a creator, and what else has a column of its own."""
 HEAD = struct.Struct(">II")
+FRAME_BYTES_MAX = 256 * 1024 * 1024
+"""Whatever says that it is longer is no frame: a row that a table gives is never so long."""
 
 
 class FrameWriter:
@@ -81,14 +83,20 @@ def read_step(
     """Read up to ``limit`` candidates from ``cursor`` on; {} is the beginning.
 
     ``source`` is {object, bytes, …}. Returns the candidates, the next cursor, and whether the table is at its end.
-    Raises StoreError, also for an object that is not what was written.
+    Raises StoreError, once there is nothing before the place that cannot be read, and DamagedObjectError for an
+    object that is not what was written.
     """
     byte, row, position = (cursor.get(name, 0) for name in ("byte", "row", "position"))
     frames = _Frames(store, source["object"], byte, source["bytes"])
     candidates: list[PackedCandidate] = []
     characters = 0
     while byte < source["bytes"] and len(candidates) < limit and characters < STEP_CHARACTERS:
-        rows, after = frames.next()
+        try:
+            rows, after = frames.next()
+        except StoreError:
+            if candidates:
+                break
+            raise
         taken = rows[row : row + limit - len(candidates)]
         candidates += map(PackedCandidate, range(position, position + len(taken)), taken)
         position += len(taken)
@@ -113,14 +121,19 @@ class _Frames:
     def next(self) -> tuple[list[str], int]:
         """(rows, the byte behind them) of the next frame."""
         number, length = HEAD.unpack(self._take(HEAD.size))
+        if length > FRAME_BYTES_MAX:
+            raise self._damaged("no frame begins where one should")
         try:
             text = zlib.decompress(self._take(length)).decode("utf-8", "surrogatepass")
         except (zlib.error, UnicodeDecodeError) as error:
-            raise StoreError(f"{self._store.url(self._name)} is damaged ({error})") from None
+            raise self._damaged(str(error)) from None
         rows = text.split("\n")
         if len(rows) != number:
-            raise StoreError(f"{self._store.url(self._name)} is damaged (rows are missing)")
+            raise self._damaged("rows are missing")
         return rows, self._next
+
+    def _damaged(self, why: str) -> DamagedObjectError:
+        return DamagedObjectError(f"{self._store.url(self._name)} is damaged ({why})")
 
     def _take(self, length: int) -> bytes:
         while len(self._read) < length:
@@ -128,7 +141,9 @@ class _Frames:
             wanted = min(max(READ_BYTES, length - len(self._read)), self._size - start)
             block = self._store.read(self._name, start, wanted)
             if not block:
-                raise StoreError(f"{self._store.url(self._name)} is shorter than when the job was submitted")
+                raise DamagedObjectError(
+                    f"{self._store.url(self._name)} is shorter than when the job was submitted"
+                )
             self._read += block
         taken, self._read = self._read[:length], self._read[length:]
         self._next += length
