@@ -17,6 +17,7 @@ from worker.inputs import Input, InputError
 from worker.sources.url_list import LineReader
 from worker.sources.url_table import FrameWriter
 from worker.tables.errors import BrokenTableError, UnfitTableError
+from worker.tables.foreign import BEGINNING_BYTES, begins_as_table, check_beginning
 from worker.tables.formats import Format, TableOptions, format_of, is_compressed
 from worker.tables.reading import read_rows
 from worker.tables.text import check_text
@@ -140,6 +141,8 @@ class ListCopy(Copy):
         usable = False
         with given.opened() as blocks:
             for block in blocks:
+                if size == 0:
+                    check_beginning(block[:BEGINNING_BYTES], of_list=True)
                 check_text(block, first=size == 0)
                 self.digest.update(block)
                 size += len(block)
@@ -207,7 +210,9 @@ def is_list(given: Input, options: TableOptions) -> bool:
     """Whether an input is a list of URLs on this machine, which is kept as it is."""
     local = given.path is not None or not given.scheme
     kind = options.format or format_of(given.name)
-    return local and kind is Format.TXT and not is_compressed(given.name)
+    if not local or kind is not Format.TXT or is_compressed(given.name):
+        return False
+    return not begins_as_table(given.beginning(BEGINNING_BYTES))
 
 
 def _is_url(text: str) -> bool:

@@ -94,6 +94,18 @@ class Input:
         with contextlib.closing(blocks):
             yield blocks
 
+    def beginning(self, size: int) -> bytes:
+        """Its first bytes, if it is a file here; nothing of what can be read only once."""
+        if self.path is None:
+            return b""
+        try:
+            if not self.path.is_file():
+                return b""
+            with self.path.open("rb") as file:
+                return file.read(size)
+        except OSError:
+            return b""  # Whoever reads it says why.
+
     def _from_file(self) -> Generator[bytes, None, None]:
         try:
             if self.path is None:

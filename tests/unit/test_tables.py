@@ -1,12 +1,17 @@
 """Tables of every format become rows; what is broken in them costs itself and nothing else."""
 
+import bz2
 import datetime
 import decimal
 import gzip
 import io
 import itertools
 import json
+import lzma
+import re
+import tarfile
 import tracemalloc
+import zipfile
 
 import pyarrow as arrow
 import pytest
@@ -16,6 +21,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from models.settings import read_settings
+from scheduler.copying import RequestError, copy_of
 from tests.support.table_files import COMPRESSIONS, parquet_of, write_table
 from worker.inputs import Input
 from worker.tables import text
@@ -177,6 +183,64 @@ def test_what_cannot_be_read_at_all_is_refused(read, name):
     with pytest.raises(UnfitTableError) as refusal:
         read(name, content)
     assert str(refusal.value).startswith(sentence)
+
+
+def zipped(*names):
+    """A zip archive of files with these names."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in names:
+            archive.writestr(name, f"url\n{A}\n")
+    return file.getvalue()
+
+
+def tarred():
+    """A tar archive of one table."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("birds.csv"), io.BytesIO())
+    return file.getvalue()
+
+
+FOREIGN = {
+    "a.csv.zip": (zipped("a.csv"), "is a zip archive: `unzip` it"),
+    "named.csv": (zipped("a.csv"), "is a zip archive: `unzip` it"),
+    "a.xlsx": (
+        zipped("[Content_Types].xml", "xl/workbook.xml"),
+        "is an office document: save the sheet as CSV",
+    ),
+    "a.xls": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 500, "is an office document"),
+    "a.csv.bz2": (bz2.compress(b"url\n"), "is compressed with bzip2: `bzip2 -d` it; gzip and zstd are read"),
+    "a.csv.xz": (lzma.compress(b"url\n"), "is compressed with xz: `xz -d` it"),
+    "a.tar.gz": (gzip.compress(tarred()), "is a tar archive: `tar -xf` it"),
+    "a.tar": (tarred(), "is a tar archive: `tar -xf` it"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_another_program_has_to_open_names_it(read, tmp_path, name):
+    """Whatever it is called, as a table and as a list of URLs."""
+    content, sentence = FOREIGN[name]
+    with pytest.raises(UnfitTableError) as refusal:
+        read(name, content)
+    assert str(refusal.value).startswith(sentence)
+    if not name.endswith(".gz"):
+        copy = copy_of(read_settings(home=tmp_path), [str(tmp_path / name)], TableOptions(format=Format.TXT))
+        with pytest.raises(RequestError, match=re.escape(f"{name} {sentence}")):
+            list(copy.blocks())
+
+
+def test_a_list_that_is_compressed_is_read_whatever_its_name(tmp_path):
+    """A file that is called a list, and is gzip or Parquet, is a table; one that only begins alike is a list."""
+    for content in (gzip.compress(A.encode()), zstd.compress(A.encode()), parquet_of({"url": [A]})):
+        (tmp_path / "urls.txt").write_bytes(content)
+        copy = copy_of(read_settings(home=tmp_path), [str(tmp_path / "urls.txt")], TableOptions())
+        assert b"".join(copy.blocks())
+        assert (copy.kind, copy.candidates) == ("url_table", 1)
+    (tmp_path / "urls.txt").write_text(f"BZh is no URL\nPARrot\n{A}\n")
+    copy = copy_of(read_settings(home=tmp_path), [str(tmp_path / "urls.txt")], TableOptions())
+    assert b"".join(copy.blocks())
+    assert (copy.kind, copy.candidates) == ("url_list", 3)
 
 
 MANY = [{"url": f"http://images.test/{n}.jpg", "n": str(n * 7919)} for n in range(20_000)]
@@ -351,9 +415,12 @@ def test_hostile_sizes_take_no_memory(kind):
 @pytest.mark.parametrize("compress", [gzip.compress, zstd.compress])
 @pytest.mark.parametrize("size", [7, 16 * 1024, 1024 * 1024])
 def test_whatever_was_compressed_comes_back(compress, size):
-    """Several members, pieces that are full to the byte, blocks of any size, and zeros at the end."""
+    """Several members, pieces that are full to the byte, blocks of any size, zeros at the end; and with zstd
+    frames to be skipped, before and between them.
+    """
     parts = [b"", b"\0" * 2 * 1024 * 1024, b"owl", b"ab" * 1_500_000, bytes(range(256)) * 40]
-    packed = b"".join(map(compress, parts)) + b"\0" * 512
+    skipped = b"\x57\x2a\x4d\x18\5\0\0\0birds" if compress is zstd.compress else b""
+    packed = b"".join(skipped + compress(part) for part in parts) + skipped + b"\0" * 512
     blocks = [packed[start : start + size] for start in range(0, len(packed), size)]
     assert b"".join(decompressed(blocks)) == b"".join(parts)
 

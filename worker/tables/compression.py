@@ -1,6 +1,7 @@
 """Undoing gzip and zstd, told by the first bytes and not by a name, a bounded piece at a time."""
 
 import itertools
+import re
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
@@ -16,7 +17,8 @@ PIECE_BYTES = 1024 * 1024
 SLICE_BYTES = 16 * 1024
 """So much is decompressed at once: of data that is damaged no more than that is lost before the damage."""
 GZIP = b"\x1f\x8b"
-ZSTD = b"\x28\xb5\x2f\xfd"
+ZSTD = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")
+"""A frame, or one that is to be skipped, with which pzstd begins (RFC 8878, section 3.1.2)."""
 MAGIC_BYTES = 4
 ZSTD_WINDOW_LOG_MAX = 26
 """64 MiB, as much as ``zstd --ultra -22`` wants for a file of any size less than that; ``--long`` asks for more."""
@@ -27,7 +29,7 @@ def decompressed(blocks: Iterable[bytes]) -> Iterator[bytes]:
     head, blocks = peeked(blocks)
     if head.startswith(GZIP):
         return _members(blocks, _Gzip, "gzip")
-    if head.startswith(ZSTD):
+    if ZSTD.match(head):
         return _members(blocks, _Zstd, "zstd")
     return blocks
 

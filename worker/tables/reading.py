@@ -11,6 +11,7 @@ from worker.inputs import Input
 from worker.sources.url_list import LineReader
 from worker.tables.compression import decompressed, peeked
 from worker.tables.errors import UnfitTableError
+from worker.tables.foreign import BEGINNING_BYTES, check_beginning
 from worker.tables.formats import Format, TableOptions, format_of
 from worker.tables.json_rows import read_json, read_json_lines
 from worker.tables.parquet import read_parquet
@@ -29,10 +30,11 @@ def read_rows(table: Input, options: TableOptions) -> Iterator[list[Row]]:
     kind = options.format or format_of(table.name)
     with table.opened() as blocks:
         plain = _bounded(decompressed(blocks), BYTES_MAX)
-        head, plain = peeked(plain)
-        if not head:
+        beginning, plain = peeked(plain, BEGINNING_BYTES)
+        if not beginning:
             raise UnfitTableError("is empty")
-        if kind is Format.PARQUET or head == PARQUET:
+        check_beginning(beginning)
+        if kind is Format.PARQUET or beginning.startswith(PARQUET):
             with _file(table, plain) as file:
                 yield from read_parquet(file, options)
         elif kind is Format.JSON:
