@@ -39,6 +39,30 @@ class PageCounts:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class UnreadPage:
+    """A page that could not be read: what was wrong, or where it is instead (``moved_to``)."""
+
+    url: str
+    detail: str
+    moved_to: str | None
+
+
+FIRST_UNREAD = text("""
+SELECT url, state, reason, detail FROM pages WHERE job_id = :job_id AND state IN ('failed', 'redirected')
+ORDER BY state, depth, number LIMIT 1
+""")
+
+
+def first_unread(session: Session, job_id: int) -> UnreadPage | None:
+    """The first page that failed, else the first that was redirected; None: neither did any."""
+    row = session.execute(FIRST_UNREAD, {"job_id": job_id}).one_or_none()
+    if row is None:
+        return None
+    moved_to = row.detail if row.state == PageState.REDIRECTED else None
+    return UnreadPage(row.url, row.detail or row.reason, moved_to)
+
+
 def page_report(session: Session, job: Mapping[str, Any]) -> dict[str, Any] | None:
     """What became of the pages of a job, for ``show`` and ``report``; None when it reads none."""
     return count_pages(session, job["id"]).document if job["source_kind"] == SourceKind.PAGES else None

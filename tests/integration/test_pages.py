@@ -258,6 +258,30 @@ def test_limits(engine, child, limits, read, detail) -> None:
         assert counts(engine, job)["read"] == read
 
 
+NOTHING_READ = {
+    "/loop/1": "SITE/loop/1 is redirected in a circle",
+    "/none": "http_status 1; first SITE/none: the server answered 404",
+    "/deep": "SITE/deep is redirected to SITE/a/a/a/a, which looks endless and is not followed",
+    "/hops/0": "redirects 1; first SITE/hops/3: more than 3 redirects",
+}
+
+
+def test_a_crawl_that_reads_nothing_says_why(engine, child) -> None:
+    """What was wrong with the first page, whether it failed or leads nowhere."""
+    child.settings = child.settings.model_copy(update={"redirects_max": 3})
+
+    def make(path: str) -> Answer | None:
+        if path[:5] not in {"/deep", "/hops"}:
+            return None
+        target = "/a/a/a/a" if path == "/deep" else f"/hops/{int(path[-1]) + 1}"
+        return Answer(status=302, headers={"Location": target})
+
+    with LinkedSite(ANSWERS, make) as site:
+        for path, detail in NOTHING_READ.items():
+            row = crawl(child, engine, new_crawl(engine, [f"{site.url}{path}"]))
+            assert row["source_detail"] == f"no page could be read: {detail.replace('SITE', site.url)}"
+
+
 def test_no_more_images_than_wanted(engine, child) -> None:
     """What a page names beyond max_images stays with it, and is handed out when it is wanted after all."""
     with LinkedSite(

@@ -28,7 +28,7 @@ from models.frontier import (
     take_pages,
 )
 from models.outcomes import Reason
-from models.page_counts import PageCounts, count_pages
+from models.page_counts import PageCounts, UnreadPage, count_pages, first_unread
 from models.pages import PageKind, PageState
 from models.seen import known_keys, url_key
 from models.splitting import SplittableJob
@@ -57,7 +57,9 @@ class PagesSource:
             return begin(job)
         taken = await in_database(child, job, partial(take_pages, limit=PAGES_AT_ONCE))
         if not taken.pages:
-            return Step((), job.cursor, why_ended(job, await in_database(child, job, count_pages)))
+            counts = await in_database(child, job, count_pages)
+            first = None if counts.read else await in_database(child, job, first_unread)
+            return Step((), job.cursor, why_ended(job, counts, first=first))
         scope = Scope.of(job.source, map(host_of, map(parse_url, await in_database(child, job, start_urls))))
         reading = StepOfPages(child, job, taken, scope, wanted)
         try:
@@ -138,8 +140,9 @@ class StepOfPages:
         )
         ended = None
         if not pending:
-            counts = await in_database(self.child, self.job, count_pages)
-            ended = why_ended(self.job, counted(counts, brought), self.budget)
+            counts = counted(await in_database(self.child, self.job, count_pages), brought)
+            # When nothing could be read, the next step says why: what this one brought is written then.
+            ended = why_ended(self.job, counts, self.budget) if counts.read else None
 
         def commit(session: Session) -> None:
             release_pages(session, self.job.id, left)
@@ -221,13 +224,14 @@ def counted(counts: PageCounts, brought: Iterable[Brought]) -> PageCounts:
     return PageCounts(0, read, counts.redirected, counts.refused, failures)
 
 
-def why_ended(job: SplittableJob, counts: PageCounts, budget: Budget | None = None) -> str:
-    """Why the source ends, for people."""
+def why_ended(
+    job: SplittableJob, counts: PageCounts, budget: Budget | None = None, first: UnreadPage | None = None
+) -> str:
+    """Why the source ends, for people. ``first`` could not be read, and so could no other."""
     source = job.source
     left_out = budget.left_out if budget else Budget.of(source, job.cursor).left_out
-    if not counts.read:
-        reasons = ", ".join(f"{reason} {number:,}" for reason, number in counts.failed.items())
-        return f"no page could be read: {reasons}" if reasons else "no page could be read"
+    if first is not None:
+        return why_nothing_was_read(counts, first, endless=bool(left_out["trap"]))
     if left_out["pages"]:
         why = f"the limit of {source['max_pages']:,} pages is reached"
     elif left_out["host"]:
@@ -240,6 +244,15 @@ def why_ended(job: SplittableJob, counts: PageCounts, budget: Budget | None = No
         "endless ones were left" if left_out["trap"] else "",
     ]
     return "; ".join([why, *filter(None, notes)])
+
+
+def why_nothing_was_read(counts: PageCounts, first: UnreadPage, *, endless: bool) -> str:
+    """What was wrong with all pages, and with the first of them."""
+    if first.moved_to is None:
+        reasons = ", ".join(f"{reason} {number:,}" for reason, number in counts.failed.items())
+        return f"no page could be read: {reasons}; first {first.url}: {first.detail}"
+    where = f"to {first.moved_to}, which looks endless and is not followed" if endless else "in a circle"
+    return f"no page could be read: {first.url} is redirected {where}"
 
 
 async def in_database(child: Child, job: SplittableJob, act: Callable[..., Result]) -> Result:
