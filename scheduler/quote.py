@@ -62,7 +62,7 @@ def make_quote(
 ) -> dict[str, Any]:
     """The object of ``submit --quote --json``. Takes ``seconds_max`` at most once the input is read.
 
-    Raises RequestError and StoreError as ``submit`` does.
+    Raises RequestError and StoreError as ``submit`` does, and StuckError when this process has to end.
     """
     means = find_means(settings, engine, owner)
     with TemporaryDirectory(prefix="pixtrawl-quote-") as folder:
@@ -104,7 +104,7 @@ def try_some(
     drawn = draw_from(supply, place, random) if isinstance(supply, Copy) else None
     ears.asking()
     began = time.monotonic()
-    child = Child(settings)
+    child = Child(settings, in_pool=False)
     try:
         if drawn is None:
             asking_ends = began + min(ASKING_SECONDS_MAX, seconds_max)

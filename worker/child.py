@@ -40,6 +40,10 @@ CLOSE_SECONDS_MAX = 5.0
 Result = TypeVar("Result")
 
 
+class StuckError(Exception):
+    """A thread of this process hangs, so that only its end helps. The message is one sentence without its end."""
+
+
 class Child:
     """One process that crawls one chunk after another, with hundreds of transfers at once. What is left of one goes
     on ``aside`` once half of the transfers have nothing left to do there.
@@ -47,10 +51,13 @@ class Child:
     The event loop has a thread, so that it runs while the pool waits for a message, too. The database has one
     thread and one connection; pictures are decoded and stored in another; one is for what may take long, and one
     looks after leases, whatever the others wait for. The watchdog knows what a thread may hang in.
+
+    A command that is no pool's child (``in_pool``) says why before it ends, and leaves nothing behind.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, in_pool: bool = True) -> None:
         self.settings = settings
+        self.in_pool = in_pool
         self.name = f"{socket.gethostname()}/{os.getpid()}"
         self.random = random.Random()
         self.engine = make_engine(settings.sqlalchemy_url, application_name="pixtrawl worker")
@@ -176,6 +183,12 @@ class Child:
                 leave_at_once()
             await asyncio.sleep(REST_SECONDS)
 
+    def end_stuck(self, why: str) -> NoReturn:
+        """End this process, in which a thread hangs. Raises StuckError where somebody is to hear why first."""
+        if self.in_pool:
+            leave_at_once()
+        raise StuckError(why)
+
     async def leave_together(self, seconds_max: float) -> NoReturn:
         """End this process, in which a thread hangs, once the other chunks have been handed back."""
         self.closing = True
@@ -187,13 +200,15 @@ class Child:
 
     def close(self) -> None:
         """Hand back what goes on aside and close everything. The child ends afterwards, at once if a thread is
-        still occupied.
+        still occupied; a command then has to end by itself.
         """
         self.closing = True
         self.run(self._close())
         tell_aside(0)
         if self.watchdog.running():
-            leave_at_once(0)
+            if self.in_pool:
+                leave_at_once(0)
+            return
         self._decoder.close()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()

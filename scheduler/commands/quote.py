@@ -19,6 +19,7 @@ from scheduler.interrupts import INTERRUPTED, Interrupts
 from scheduler.printing import clipped, count, counted, duration, print_json, print_rich, size
 from scheduler.progress import shares
 from scheduler.quote import Ears, make_quote
+from worker.child import StuckError, leave_at_once
 
 SEED = 1
 """The same input gives the same sample."""
@@ -31,6 +32,16 @@ def show_quote(
     asked: Asked, options: Mapping[str, Any], project: str | None, user: str | None, *, as_json: bool
 ) -> int:
     """Try some candidates and print what follows from them; the exit code."""
+    try:
+        return _show_quote(asked, options, project, user, as_json=as_json)
+    except StuckError as error:
+        say(f"pixtrawl: {error}: leave it out, or crawl it by a job, which goes on without it.")
+        leave_at_once(FAILED)  # An ordinary end would wait for the thread that hangs.
+
+
+def _show_quote(
+    asked: Asked, options: Mapping[str, Any], project: str | None, user: str | None, *, as_json: bool
+) -> int:
     from models.database import transaction
     from models.logs import hushed
     from scheduler.enqueue import find_owner, read_request

@@ -4,6 +4,8 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
@@ -239,6 +241,35 @@ def test_a_crawl_by_pages_is_quoted_by_the_pages_it_begins_with(engine, variable
     assert (found["candidates"], found["at_least"]) == (6, True)
     assert (only["candidates"], only["at_least"]) == (6, False)
     assert (found["sample"]["accepted"], found["failures"]) == (5, {"http_status": 1})
+
+
+HANGING = """
+import sys
+from scheduler.cli import main
+from worker.sources import page_fetching, page_reading
+
+page_fetching.PARSE_SECONDS_MAX = 0.2
+page_reading.read_page = lambda *_: exec("while True: pass")
+sys.exit(main(["submit", "--quote", "--page", sys.argv[1]]))
+"""
+"""A parser that never ends: those that we know of take 10 seconds for nobody's good."""
+
+
+def test_a_page_that_hangs_its_parser_ends_a_quote_with_a_sentence(variables, tmp_path):
+    """And with nothing left behind, though a thread of the command can never end."""
+    with LinkedSite({"/": "<img src=/img/a.png>"}) as site:
+        command = [sys.executable, "-c", HANGING, f"{site.url}/"]
+        environment = os.environ | {"TMPDIR": str(tmp_path / "temporary")}
+        ended = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=30, check=False
+        )
+        expected = (
+            f"pixtrawl: {site.url}/ cannot be read: its parser is not done with it after 0.2 s: leave it out"
+        )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.startswith(expected), ended.stderr
+    assert ended.stderr.count("\n") == 1
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_a_repeat_is_found_wherever_it_stands(variables, tmp_path):

@@ -15,7 +15,7 @@ from models.outcomes import Candidate, Reason
 from models.pages import PageKind, PageState
 from worker.address import ParsedURL
 from worker.candidate import take_turn
-from worker.child import Child, leave_at_once
+from worker.child import Child
 from worker.errors import AddressError, CandidateError
 from worker.fetch import Fetched, Headers, Hooks, admit, step
 from worker.host import Host, Turn
@@ -112,6 +112,8 @@ class PageFetches:
         candidates = [Candidate(place, page.url, place + 1) for place, page in enumerate(pages)]
         self.transfers: Transfers[Brought] = Transfers(candidates, self, child.politeness, AT_ONCE)
         self.waits_seconds = 0.0
+        self.parsed = ""
+        """The page that the decoder thread has, or had last."""
 
     async def run(self) -> list[Brought]:
         """Fetch for STEP_SECONDS; what is under way then ends. In the order of the pages."""
@@ -124,8 +126,11 @@ class PageFetches:
                 if keeper.done():
                     keeper.result()
                 if self.child.watchdog.overdue():
-                    log.error("page_stuck", seconds=PARSE_SECONDS_MAX)
-                    leave_at_once()
+                    log.error("page_stuck", url=self.parsed, seconds=PARSE_SECONDS_MAX)
+                    self.child.end_stuck(
+                        f"{self.parsed} cannot be read: its parser is not done with it after "
+                        f"{PARSE_SECONDS_MAX:g} s"
+                    )
                 now = time.monotonic()
                 busy_at = now if self.transfers.running else busy_at
                 if now > ends_at or now > busy_at + IDLE_SECONDS:
@@ -189,6 +194,7 @@ class PageFetches:
 
     def read(self, page: PendingPage, fetched: Fetched) -> Brought:
         """Read a body, in the decoder thread. Its parser may be killed by it, or hang: then this process ends."""
+        self.parsed = page.url
         with self.child.watchdog.timing(Work.DECODE, PARSE_SECONDS_MAX), bounded_memory(PARSE_BYTES_MAX):
             return read_body(page, fetched, self.child.opt_outs.token, self.obeyed)
 
