@@ -108,6 +108,11 @@ def deadlocked(error: BaseException) -> bool:
     return getattr(getattr(error, "orig", None), "pgcode", None) == "40P01"
 
 
+def lock_timed_out(error: BaseException) -> bool:
+    """Whether another session kept something locked for longer than is waited for."""
+    return getattr(getattr(error, "orig", None), "pgcode", None) == "55P03"
+
+
 def transient(error: BaseException) -> bool:
     """Whether the same transaction may succeed when it is run again: lost connection, deadlock, lock timeout."""
     if connection_lost(error):

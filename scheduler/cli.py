@@ -152,7 +152,7 @@ def _explain(error: Exception) -> tuple[int, str]:
     from sqlalchemy.exc import DBAPIError
 
     from models.credits import CreditError
-    from models.database import SchemaError, UnreachableError, first_line, transient
+    from models.database import SchemaError, UnreachableError, first_line, lock_timed_out, transient
     from models.settings import SettingsError
     from scheduler.copying import RequestError
     from scheduler.progress import UnknownJobError
@@ -168,6 +168,11 @@ def _explain(error: Exception) -> tuple[int, str]:
         sentence = f"Redis cannot be used: {str(error).rstrip('.')}: check PIXTRAWL_REDIS_URL."
     elif isinstance(error, UnreachableError):
         sentence = f"{str(error).rstrip('.')}: start it, or check PIXTRAWL_DATABASE_URL."
+    elif isinstance(error, DBAPIError) and lock_timed_out(error):
+        sentence = (
+            "Another session keeps rows locked that this needs: try again, or look for it in pg_stat_activity "
+            "(state 'idle in transaction')."
+        )
     elif isinstance(error, DBAPIError) and transient(error):
         sentence = f"PostgreSQL does not answer: {first_line(error)}."
     elif not isinstance(error, (ServicesError, SchemaError)):

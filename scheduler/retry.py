@@ -4,12 +4,14 @@ Stopped anywhere, it leaves what was done: the same call goes on.
 """
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from sqlalchemy import Engine
+from sqlalchemy.orm import Session
 
-from models.database import transaction
 from models.job_lifecycle import log_activity
 from models.outcomes import Reason
 from models.reopening import RetryableJob, RetryError, lock_job, never_handed_out, rewind_source
@@ -21,7 +23,22 @@ from models.retrying import (
     oldest_failures,
     retry_chunks,
 )
+from scheduler.locked import patiently
 from worker.store import MissingObjectError, open_store
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """One transaction after another."""
+
+    engine: Engine
+    say: Callable[[str], None]
+
+    def __call__(self, act: Callable[[Session], Result]) -> Result:
+        """What ``act`` returns, once its transaction is committed."""
+        return patiently(self.engine, act, self.say)
 
 
 @dataclass(slots=True)
@@ -59,15 +76,21 @@ class Retry:
         }
 
 
-def retry(engine: Engine, store_url: str, job_id: int, selection: Selection) -> Retry:
-    """Let the failures that match be tried again.
+def retry(
+    engine: Engine,
+    store_url: str,
+    job_id: int,
+    selection: Selection,
+    say: Callable[[str], None] = lambda _: None,
+) -> Retry:
+    """Let the failures that match be tried again; ``say`` hears when others keep rows locked meanwhile.
 
     Raises RetryError, or StoreError when the store does not answer; what was committed before stays.
     """
-    with transaction(engine) as session:
-        job = lock_job(session, job_id)
-        elsewhere = chunks_elsewhere(session, job_id, selection.chunk_ids or ())
-        rewinds = selection.rewinds and bool(never_handed_out(session, job_id))
+    take = Take(engine, say)
+    job = take(lambda session: lock_job(session, job_id))
+    elsewhere = take(lambda session: chunks_elsewhere(session, job_id, selection.chunk_ids or ()))
+    rewinds = selection.rewinds and bool(take(lambda session: never_handed_out(session, job_id)))
     if elsewhere:
         raise RetryError(
             f"Job {job_id} has no chunk {', '.join(map(str, sorted(elsewhere)))}: "
@@ -76,18 +99,16 @@ def retry(engine: Engine, store_url: str, job_id: int, selection: Selection) -> 
     done = Retry(job)
     if rewinds:
         check_input(store_url, job)
-        with transaction(engine) as session:
-            done.unchunked = rewind_source(session, lock_job(session, job_id))
+        done.unchunked = take(lambda session: rewind_source(session, lock_job(session, job_id)))
         done.reasons[Reason.CANCELLED.value] += done.unchunked
-    full = retry_ended_chunks(engine, done, selection)
-    with transaction(engine) as session:
-        done.left_out = full and any_failures(session, job_id, selection)
-        if done.candidates:
-            log_activity(session, job_id, "crawl_job.retried", done.report())
+    full = retry_ended_chunks(take, done, selection)
+    done.left_out = full and take(lambda session: any_failures(session, job_id, selection))
+    if done.candidates:
+        take(lambda session: log_activity(session, job_id, "crawl_job.retried", done.report()))
     return done
 
 
-def retry_ended_chunks(engine: Engine, done: Retry, selection: Selection) -> bool:
+def retry_ended_chunks(take: Take, done: Retry, selection: Selection) -> bool:
     """Batch by batch; whether it ended because ``max_images`` allows no more.
 
     Then the oldest failures come first: what fails again and again must not keep others from their turn.
@@ -95,12 +116,10 @@ def retry_ended_chunks(engine: Engine, done: Retry, selection: Selection) -> boo
     job = done.job
     until = None
     if job.wanted < selection.possible(job.failures):
-        with transaction(engine) as session:
-            until = oldest_failures(session, job.id, selection, job.wanted)
+        until = take(lambda session: oldest_failures(session, job.id, selection, job.wanted))
     after: int | None = BEFORE_ALL
     while after is not None:
-        with transaction(engine) as session:
-            batch = retry_chunks(session, job.id, selection, after, until=until)
+        batch = take(partial(retry_chunks, job_id=job.id, selection=selection, after=after, until=until))
         done.reasons.update(batch.reasons)
         done.chunks += batch.chunks
         if batch.full:

@@ -1,22 +1,19 @@
 """``pixtrawl jobs``, ``show``, ``watch``, ``cancel``, ``pause``, ``resume``, ``priority``: jobs that exist."""
 
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import click
-from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session
 
-from models.database import connection_lost, transaction, transient
+from models.database import transaction
 from models.job_lifecycle import cancel_job, pause_job, resume_job
 from models.jobs import JobStatus
 from models.prioritizing import change_priority
 from models.reports import chunk_reports, job_reports
 from scheduler.commands.options import json_option, limit_option, user_option
 from scheduler.connect import open_database
+from scheduler.locked import patiently
 from scheduler.printing import count, moment, print_json, print_rich, print_table, state
 from scheduler.progress import ENDED, find_job, follow, summary
 
@@ -38,8 +35,6 @@ CHUNK_COLUMNS = ("CHUNK", "STATUS", "CANDIDATES", "ACCEPTED", "FAILED", "ATTEMPT
 CHUNK_SPARE = ("WORKER", "LOST", "ATTEMPT")
 CHUNK_NUMBERS = ("CHUNK", "ACCEPTED", "FAILED", "ATTEMPT", "LOST")
 NO_JOBS = "There is no job yet: `pixtrawl submit` makes one."
-BUSY_SECONDS_MAX = 60
-"""How long a job whose row others keep locked is tried again."""
 job_argument = click.argument("job", type=click.IntRange(1, 2_147_483_647))
 
 
@@ -178,7 +173,7 @@ def priority(job: int, number: int, as_json: bool) -> None:
 def _move(job_id: int, arrow: Callable[..., bool], sentence: str, as_json: bool) -> None:
     """Take one arrow of a job and say what happens next; refuse when it leads nowhere from the job's state."""
     with open_database() as (_, engine):
-        moved = _persist(engine, partial(arrow, job_id=job_id))
+        moved = patiently(engine, partial(arrow, job_id=job_id), partial(click.echo, err=True))
         report = find_job(engine, job_id)
     if not moved:
         if report["status"] in ENDED:
@@ -190,19 +185,3 @@ def _move(job_id: int, arrow: Callable[..., bool], sentence: str, as_json: bool)
         print_json(report)
         return
     click.echo(f"Job {job_id} {sentence}.")
-
-
-def _persist(engine: Engine, arrow: Callable[[Session], bool]) -> bool:
-    """Take an arrow, again for a while when others keep the job's row locked: nothing was written then."""
-    deadline = time.monotonic() + BUSY_SECONDS_MAX
-    told = False
-    while True:
-        try:
-            with transaction(engine) as session:
-                return arrow(session)
-        except DBAPIError as error:
-            if connection_lost(error) or not transient(error) or time.monotonic() > deadline:
-                raise
-            if not told:
-                click.echo("Others keep the job locked: trying again for a minute.", err=True)
-            told = True

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import click
 
@@ -70,7 +71,7 @@ def retry(job: int, only: Selection | None, chunks: tuple[int, ...], all_failed:
         selection = replace(selection, chunk_ids=frozenset(chunks))
     with open_database() as (settings, engine):
         try:
-            done = retry_job(engine, settings.store, job, selection)
+            done = retry_job(engine, settings.store, job, selection, partial(click.echo, err=True))
         except RetryError as error:
             raise click.ClickException(str(error)) from None
         except KeyboardInterrupt:
