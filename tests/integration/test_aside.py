@@ -2,9 +2,14 @@
 
 import asyncio
 import mmap
+import signal
+import subprocess
+import sys
 
 import pytest
 
+from models.database import transaction
+from models.ending import rescue_chunk
 from models.settings import Settings, read_settings
 from tests.support.crawling import change, check_books, job_of, query, queue_ready, read_chunk, read_job
 from tests.support.fleet import new_crawl
@@ -114,6 +119,43 @@ def test_what_is_aside_is_handed_back_by_a_child_that_ends(
     crawl(other, message)
     other.close()
     assert read_chunk(engine, messages[0].chunk_id)["accepted"] == 6
+
+
+KILLED = """
+import os, signal, sys
+from models.settings import read_settings
+from worker.child import Child
+from worker.crawl import crawl_chunk
+
+child = Child(read_settings())
+for message in sys.argv[1:]:
+    child.run(crawl_chunk(child, *map(int, message.split("."))))
+assert len(child.aside_chunks) == len(sys.argv) - 1
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_child_that_is_killed_costs_each_chunk_aside_one_loss(
+    engine, settings, child, site, tmp_path
+) -> None:
+    """Their leases are lost together, each is rescued once and run carefully once, and no candidate is to blame."""
+    urls = [f"{site.url}/{'held' if number % 6 == 5 else 'free'}/{number}" for number in range(18)]
+    job = new_crawl(engine, urls, (tmp_path / "images").as_uri(), chunk_size=6)
+    *lost, waiting = queue_ready(engine)
+    command = [sys.executable, "-c", KILLED, *(f"{message.chunk_id}.{message.attempt}" for message in lost)]
+    assert subprocess.run(command, env=settings.environment(), check=False).returncode == -signal.SIGKILL
+    change(engine, "UPDATE job_chunks SET lease_until = now() - interval '1 s' WHERE status = 'processing'")
+    with transaction(engine) as session:
+        assert {rescue_chunk(session, 1).chunk_id for _ in lost} == {message.chunk_id for message in lost}
+        assert rescue_chunk(session, 1) is None
+    assert [read_chunk(engine, message.chunk_id)["retry_count"] for message in lost] == [1, 1]
+    site.release()
+    for message in [waiting, *queue_ready(engine)]:
+        crawl(child, message)
+    row = read_job(engine, job.id)
+    assert (row["valid_images"], row["failures"], row["completed_chunks"]) == (18, {}, 3)
+    assert [read_chunk(engine, message.chunk_id)["attempt"] for message in lost] == [2, 2]
+    check_books(engine)
 
 
 def test_a_chunk_that_lost_its_worker_keeps_its_child(engine, child, site, tmp_path) -> None:
