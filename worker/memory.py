@@ -26,6 +26,13 @@ def give_large_blocks_back() -> None:
             ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
 
 
+def data_bytes() -> int:
+    """What this process has taken of memory for data so far; 0 where nobody tells."""
+    if sys.platform != "linux":
+        return 0
+    return int(_STATM.read_text().split()[5]) * resource.getpagesize()
+
+
 @contextlib.contextmanager
 def bounded_memory(size: int) -> Iterator[None]:
     """Let this process grow by ``size`` bytes at most inside the block; what asks for more is refused.
@@ -37,7 +44,7 @@ def bounded_memory(size: int) -> Iterator[None]:
         return
     with _one_at_a_time:
         soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        limit = int(_STATM.read_text().split()[5]) * resource.getpagesize() + size
+        limit = data_bytes() + size
         if soft != resource.RLIM_INFINITY:
             limit = min(limit, soft)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))

@@ -9,6 +9,7 @@ import itertools
 import json
 import lzma
 import re
+import resource
 import tarfile
 import tracemalloc
 import zipfile
@@ -24,6 +25,7 @@ from models.settings import read_settings
 from scheduler.copying import RequestError, copy_of
 from tests.support.table_files import COMPRESSIONS, parquet_of, write_table
 from worker.inputs import Input
+from worker.tables import parquet as parquet_rows
 from worker.tables import text
 from worker.tables.compression import decompressed
 from worker.tables.errors import BrokenTableError, UnfitTableError
@@ -311,6 +313,29 @@ def test_columns_are_found(read):
     assert read("g.json", f'["{A}", "{B}"]'.encode()) == [(A, 1, {}), (B, 2, {})]
     with pytest.raises(UnfitTableError, match=r"has no column here \(--url-column\): it has url, there"):
         read("c.csv", f"url;there\n{B};{A}\n".encode(), url_column="here")
+
+
+def test_a_parquet_bomb_breaks_off(read):
+    """A few kilobytes of a dictionary that stand for gigabytes of rows take no such memory, however often."""
+    long = arrow.array([f"http://images.test/{'a' * 2_000_000}"])
+    urls = arrow.DictionaryArray.from_arrays(arrow.array([0] * 2000, arrow.int32()), long)
+    content = parquet_of({"url": urls}, compression="zstd")
+    assert len(content) < 10_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(BrokenTableError, match="its row group 1 of 1 takes too much memory behind row"):
+        read("bomb.parquet", content)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_200_000
+    assert resource.getrlimit(resource.RLIMIT_DATA)[0] == resource.RLIM_INFINITY
+
+
+def test_long_rows_of_parquet_are_read_a_few_at_a_time(monkeypatch):
+    """As many as make up a bounded part of their row group."""
+    monkeypatch.setattr(parquet_rows, "BATCH_BYTES", 100_000)
+    columns = {"url": [A] * 2000, "text": [f"{n:01000}" for n in range(2000)]}
+    file = io.BytesIO(parquet_of(columns, use_dictionary=False))
+    sizes = [len(batch) for batch in parquet_rows.read_parquet(file, TableOptions())]
+    assert sum(sizes) == 2000
+    assert 80 < max(sizes) < 110
 
 
 def test_parquet_with_one_name_twice(read):

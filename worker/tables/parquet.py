@@ -1,6 +1,8 @@
-"""Parquet, by pyarrow: a thousand rows of one row group at a time. docs/sources.md says what has no bound here.
+"""Parquet, by pyarrow: a thousand rows of one row group at a time, or fewer when they are long.
 
-pyarrow takes long to import and 50 MB, so whoever reads no Parquet never does.
+Whoever wrote the file chose how large its pages are, and a few bytes of it may stand for gigabytes: so much memory
+as is said here may be taken for them, and no more. pyarrow takes long to import and 50 MB, so whoever reads no
+Parquet never does.
 """
 
 import datetime
@@ -13,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 from models.candidates import Row
+from worker.memory import bounded_memory, data_bytes
 from worker.tables.batches import BATCH_ROWS
 from worker.tables.columns import Columns, distinct
 from worker.tables.errors import BrokenTableError, UnfitTableError
@@ -20,6 +23,11 @@ from worker.tables.formats import TableOptions
 from worker.tables.text import oddity
 
 BUFFER_BYTES = 1024 * 1024
+BYTES_MAX = 2 * 1024 * 1024 * 1024
+STEP_BYTES_MAX = 768 * 1024 * 1024
+"""So much more for some rows: less than the gigabyte that Arrow's allocator takes at first where it is let."""
+BATCH_BYTES = 32 * 1024 * 1024
+"""So much of a row group, as its own figures have it, is read at once."""
 BYTES_SHOWN_MAX = 64
 """Binary values that are no text are kept as hexadecimal up to so many bytes; longer ones are pictures, say."""
 DEPTH_MAX = 30
@@ -42,17 +50,40 @@ def read_parquet(file: BinaryIO, options: TableOptions) -> Iterator[list[Row]]:
     names = distinct(every[place] for place in places)
     columns = Columns(names, options, "row {row}")
     numbers = itertools.count(1)
-    done = 0
+    done, before = 0, data_bytes()
     for group in range(table.num_row_groups):
+        where = f"its row group {group + 1} of {table.num_row_groups}"
         try:
-            batches = table.iter_batches(BATCH_ROWS, row_groups=[group], use_threads=False)
-            for batch in batches:
-                lists = [_values(batch.column(place)) for place in places]
-                done += batch.num_rows
-                yield [_row(columns, next(numbers), names, values) for values in zip(*lists, strict=True)]
+            for lists in _batches(table, group, places, before):
+                rows = [_row(columns, next(numbers), names, values) for values in zip(*lists, strict=True)]
+                done += len(rows)
+                yield rows
+        except MemoryError:  # Arrow's own is one, too.
+            size = (
+                f"takes too much memory behind row {done:,} (more than {STEP_BYTES_MAX // 2**20} MiB at once)"
+            )
+            raise BrokenTableError(f"{where} {size}: write it with smaller pages") from None
         except failures as error:
-            where = f"its row group {group + 1} of {table.num_row_groups} is damaged behind row {done:,}"
-            raise BrokenTableError(f"{where} ({_why(error)})") from None
+            raise BrokenTableError(f"{where} is damaged behind row {done:,} ({_why(error)})") from None
+
+
+def _batches(table: Any, group: int, places: Sequence[int], before: int) -> Iterator[list[list[Any]]]:
+    """Values of the columns at ``places``, by column, for some rows of a row group at a time. Raises MemoryError
+    when the process, which had ``before`` bytes when it began, would take too much.
+    """
+    known = table.metadata.row_group(group)
+    rows = BATCH_BYTES * known.num_rows // max(1, known.total_byte_size)
+    batches = table.iter_batches(max(1, min(BATCH_ROWS, rows)), row_groups=[group], use_threads=False)
+    while True:
+        left = BYTES_MAX - (data_bytes() - before)
+        if left <= 0:
+            raise MemoryError
+        with bounded_memory(min(left, STEP_BYTES_MAX)):
+            batch = next(batches, None)
+            if batch is None:
+                return
+            lists = [_values(batch.column(place)) for place in places]
+        yield lists
 
 
 def _row(columns: Columns, number: int, names: Sequence[str], values: Sequence[Any]) -> Row:
