@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from models.job_lifecycle import log_activity
 from models.outcomes import Reason
+from models.page_retrying import retry_pages
 from models.reopening import RetryableJob, RetryError, lock_job, never_handed_out, rewind_source
 from models.retrying import (
     BEFORE_ALL,
@@ -45,7 +46,8 @@ class Take:
 class Retry:
     """What a retry has done so far: candidates by the reason that they had, and the chunks that they are in.
 
-    ``unchunked`` of them were in no chunk before; ``left_out`` says that ``max_images`` allows no more.
+    ``unchunked`` of them were in no chunk before; ``left_out`` says that ``max_images`` allows no more. So many
+    ``pages`` are read again.
     """
 
     job: RetryableJob
@@ -53,6 +55,7 @@ class Retry:
     chunks: int = 0
     unchunked: int = 0
     left_out: bool = False
+    pages: int = 0
 
     @property
     def candidates(self) -> int:
@@ -73,6 +76,7 @@ class Retry:
             "reasons": dict(self.reasons),
             "credits_max": self.credits_max,
             "left_out": self.left_out,
+            "pages": self.pages,
         }
 
 
@@ -103,7 +107,8 @@ def retry(
         done.reasons[Reason.CANCELLED.value] += done.unchunked
     full = retry_ended_chunks(take, done, selection)
     done.left_out = full and take(lambda session: any_failures(session, job_id, selection))
-    if done.candidates:
+    done.pages = take(lambda session: retry_pages(session, job_id, selection))
+    if done.candidates or done.pages:
         take(lambda session: log_activity(session, job_id, "crawl_job.retried", done.report()))
     return done
 

@@ -61,6 +61,7 @@ def read_reasons(_context: click.Context, _parameter: click.Parameter, given: st
 @json_option
 def retry(job: int, only: Selection | None, chunks: tuple[int, ...], all_failed: bool, as_json: bool) -> None:
     """Try candidates of a job again that ended without an image; it goes on, or runs anew when it has ended.
+    Pages of a crawl that could not be read are read again for the same reasons, once its source has ended.
 
     Duplicates, images and what --max-images left out stay as they are. Only chunks that have ended are looked at.
     """
@@ -83,8 +84,13 @@ def retry(job: int, only: Selection | None, chunks: tuple[int, ...], all_failed:
     if as_json:
         print_json(done.report())
         return
-    click.echo(sentence(done) if done.candidates else nothing(done))
-    if done.candidates:
+    if done.candidates or not done.pages:
+        click.echo(sentence(done) if done.candidates else nothing(done))
+    if done.pages:
+        click.echo(
+            f"Job {job} reads {counted(done.pages, 'page')} again, and takes the images that are there."
+        )
+    if done.candidates or done.pages:
         click.echo(way_on(job, paused=paused, slots=slots), err=True)
 
 

@@ -304,7 +304,8 @@ def test_retry(environment, session, job, capsys):
         "has no such failure in a chunk that has ended. It has 1 corrupt, 1 duplicate (choose with --only, "
     )
     assert said in capsys.readouterr().out
-    report = {"job": job.id, "candidates": 0, "chunks": 0, "reasons": {}, "credits_max": 0, "left_out": False}
+    counts = dict.fromkeys(("candidates", "chunks", "credits_max", "pages"), 0)
+    report = counts | {"job": job.id, "reasons": {}, "left_out": False}
     assert printed_json(capsys, "retry", number, "--chunk", str(chunk.id)) == report
     job.failures = {"duplicate": 1}
     session.commit()

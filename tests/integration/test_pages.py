@@ -7,10 +7,15 @@ import pytest
 
 from models.candidates import unpack_candidates
 from models.database import transaction
+from models.ending import drain_cancelled
 from models.frontier import Tries, count_patterns, release_pages, take_pages
+from models.job_lifecycle import cancel_job, close_job
 from models.jobs import SourceKind
 from models.page_counts import count_pages
+from models.retrying import ALL_FAILURES, TRANSIENT_FAILURES
 from models.settings import read_settings
+from models.splitting import abandon_source
+from scheduler.retry import retry
 from tests.support.crawling import change, query, read_job
 from tests.support.linked_site import Answer, LinkedSite
 from tests.support.sources import job_of_shelf
@@ -280,6 +285,53 @@ def test_a_crawl_that_reads_nothing_says_why(engine, child) -> None:
         for path, detail in NOTHING_READ.items():
             row = crawl(child, engine, new_crawl(engine, [f"{site.url}{path}"]))
             assert row["source_detail"] == f"no page could be read: {detail.replace('SITE', site.url)}"
+
+
+def test_pages_that_failed_are_read_again(engine, child, tmp_path) -> None:
+    """For reasons that may pass, or all, once the source has ended; what they bring and link to is crawled."""
+    child.settings = child.settings.model_copy(update={"transfer_attempts": 1})
+    answers = {"/": page("home.png", links=["/busy", "/gone", "/never"]), "/busy": Answer(status=502)}
+    answers |= {"/gone": Answer(status=404), "/never": Answer("%PDF", "application/pdf")}
+    with LinkedSite(answers) as site:
+        job = new_crawl(engine, [f"{site.url}/"])
+        assert (
+            crawl(child, engine, job)["source_detail"] == "every page within depth 3 was read; 3 could not be"
+        )
+        site.answers |= {"/busy": page("busy.png", "home.png", links=["/b"]), "/b": page("b.png")}
+        site.answers["/gone"] = page("gone.png")
+
+        def again(selection) -> int:
+            return retry(engine, tmp_path.as_uri(), job.id, selection).pages
+
+        asked = len(site.asked())
+        assert again(TRANSIENT_FAILURES) == 1
+        assert again(ALL_FAILURES) == 0
+        assert read_job(engine, job.id)["status"] == "running"
+        crawl(child, engine, job)
+        assert sorted(site.asked()[asked:]) == ["/b", "/busy"]
+        assert again(ALL_FAILURES) == 1
+        row = crawl(child, engine, job)
+        assert again(ALL_FAILURES) == 0
+        assert names(engine, job, site) == [f"/img/{name}.png" for name in ("b", "busy", "gone", "home")]
+    assert row["source_detail"] == "every page within depth 3 was read; 1 could not be"
+    assert counts(engine, job)["failed"] == {"not_a_page": 1}
+
+
+def test_a_cancelled_crawl_goes_on_with_its_pages(engine, child, tmp_path) -> None:
+    """As it would have, when everything is tried again, and only then."""
+    with LinkedSite({"/": page("home.png", links=["/b"]), "/b": page("b.png")}) as site:
+        job = new_crawl(engine, [f"{site.url}/"])
+        for step in range(2):
+            child.run(make_step(child, job.id, step))
+        with transaction(engine) as session:
+            assert cancel_job(session, job.id)
+            drain_cancelled(session, job.id)
+            assert abandon_source(session) == job.id
+            assert close_job(session) == job.id
+        assert retry(engine, tmp_path.as_uri(), job.id, TRANSIENT_FAILURES).pages == 0
+        assert retry(engine, tmp_path.as_uri(), job.id, ALL_FAILURES).pages == 1
+        crawl(child, engine, job)
+        assert names(engine, job, site) == ["/img/b.png", "/img/home.png"]
 
 
 def test_no_more_images_than_wanted(engine, child) -> None:

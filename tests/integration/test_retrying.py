@@ -224,6 +224,7 @@ def test_a_cancelled_job_goes_on_where_it_was(engine, tmp_path):
         "reasons": {"cancelled": 47, "dns": 1, "tls": 1},
         "credits_max": 49 * 3,
         "left_out": False,
+        "pages": 0,
     }
     check_books(engine)
     row = read_job(engine, job.id)
