@@ -83,8 +83,9 @@ class Host:
         """A transfer starts: ``wait_seconds`` was 0."""
         self.busy += 1
         if self.paced:
-            # A start that comes late does not bring the next one closer.
-            self.not_before = max(self.not_before, self.starts.popleft() + self.pause_seconds / 2)
+            # A start that comes late does not bring the next one closer than half of the pause.
+            begun = max(time.monotonic(), self.starts.popleft())
+            self.not_before = max(self.not_before, begun + self.pause_seconds / 2)
         return Turn(self)
 
     def want(self) -> int:
@@ -128,8 +129,9 @@ class Host:
             return False
         if self.news is not None or not self.want():
             return True
-        starved = self.busy >= self.slots or (self.paced and not self.starts)
-        if self.waiting and starved and now >= self.not_before - HORIZON_SECONDS:
+        # Where starts are close together, new ones are asked for before those at hand are used up.
+        starved = self.paced and (not self.starts or self.pause_seconds < REPORT_SECONDS)
+        if self.waiting and (starved or self.busy >= self.slots) and now >= self.not_before - HORIZON_SECONDS:
             return True
         return now >= self.asked_at + LEASE_SECONDS / 3
 
@@ -139,6 +141,7 @@ class Host:
         return {
             "want": self.want(),
             "busy": self.busy,
+            "have": len(self.starts),
             "need": max(0, self.waiting - len(self.starts)),
             "ok": news.answered,
             "struggling": news.struggling,
@@ -152,16 +155,20 @@ class Host:
         }
 
     def heed(self, answer: Sequence[Any], now: float) -> None:
-        """Take an answer: slots, starts (-1: at any time), from when and how far apart, how long nobody may start,
-        closed for how long and why.
+        """Take an answer: slots, starts (-1: at any time), from when and how far apart (in microseconds; other
+        times are milliseconds), how long nobody may start, closed for how long and why.
         """
         slots, starts, begin, pause, until, closed, why, detail = answer
         self.asked_at, self.urgent = now, False
-        self.slots, self.paced, self.pause_seconds = slots, starts >= 0, pause / 1000
+        self.slots, self.paced, self.pause_seconds = slots, starts >= 0, pause / 1e6
         self.not_before = max(self.not_before, now + until / 1000)
         if not self.paced:
             self.starts.clear()
-        elif not starts and not self.starts:
+        # What was not used in time, or may not be any more, would come on top of what is given out now.
+        stale = now + until / 1000 if until else now - HORIZON_SECONDS
+        while self.starts and self.starts[0] < stale:
+            self.starts.popleft()
+        if self.paced and not starts and not self.starts:
             self.not_before = max(self.not_before, now + begin / 1000)
         self.starts.extend(now + begin / 1000 + place * self.pause_seconds for place in range(starts))
         self.closed_until = now + closed / 1000 if closed else 0.0

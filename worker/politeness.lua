@@ -2,8 +2,9 @@
 --
 -- KEYS: one hash a host. ARGV[1]: JSON of the rules, ARGV[1 + i]: JSON of the child's report of KEYS[i]. All times are
 -- milliseconds of Redis' own clock; answers are relative to now, so that no other clock counts. Fields of a hash:
--- limit (transfers at once), pause (between two starts), edge (the pause at which it last refused), calm (no cut
--- before), next (no start before), until (it asked to wait), down (failures in a row), refused (since when it has
+-- limit (transfers at once), pause (between two starts), edge (the pause that it did not bear), run and answers (for how
+-- long it was asked since it last refused, and what came), seen (when that was last counted), cost (of a refusal), calm
+-- (no cut before), next (no start before), until (it asked to wait), down (failures in a row), refused (since when it has
 -- refused without a success), closed (nobody asks before) with why and detail, base (its usual answer time), and
 -- c:CHILD = "slots wanted expiry".
 local rules = cjson.decode(ARGV[1])
@@ -16,22 +17,36 @@ local function close(host, milliseconds, why, detail)
   host.closed, host.why, host.detail = now + milliseconds, why, detail
 end
 
--- It refused: half as many at once and twice as far apart, at most once for what was in flight together.
-local function slow_down(host, floor)
+-- It refused. Since it last did, it has given so many answers in the time in which it was asked: that it did not bear;
+-- as many in that time and in what this refusal costs, it did. So starts go on at the second pace, and near the first
+-- with care. At most once for what was in flight together.
+local function slow_down(host, wait)
   if now < host.calm then return end
-  host.limit = math.max(1, math.floor(host.limit / 2))
-  if host.pause > floor then host.edge = host.pause end
-  host.pause = math.min(rules.pause_max, math.max(rules.pause_first, 2 * host.pause))
-  host.calm = now + math.max(1000, 2 * host.pause)
-  host.next = now + host.pause
+  local cost = math.max(1000, math.min(wait, rules.cost_max))
+  local answers = math.max(1, host.answers)
+  local borne, not_borne = (host.run + cost) / answers, host.run / answers
+  if host.pause > 0 then
+    borne = math.max(1.05 * host.pause, math.min(borne, 2 * host.pause))
+  else
+    borne = math.min(borne, rules.pause_first)
+  end
+  host.edge = math.max(host.pause, math.min(borne, not_borne))
+  host.pause = math.min(rules.pause_max, borne)
+  host.limit = math.max(1, 0.7 * host.limit)
+  host.calm = now + math.max(1000, host.pause)
+  host.next = host.calm
+  host.run, host.answers, host.cost, host.seen = 0, 0, cost, now + math.max(1000, wait)
 end
 
--- It answered: fast back to just below where it refused, slowly from there.
-local function speed_up(host, floor, answers_count)
-  host.limit = math.min(rules.limit, host.limit + answers_count / host.limit)
+-- It answered: quickly back to the pace that it did not bear, gently past it, and then ever faster, since it seems to
+-- bear more than it did. Time counts as far as the pace is used, and the less the more a refusal costs.
+local function speed_up(host, floor, answers)
+  host.limit = math.min(rules.limit, host.limit + answers / host.limit)
   if host.pause > floor then
-    local shrink = (host.edge == 0 or host.pause > 1.15 * host.edge) and 0.9 or 0.998
-    host.pause = math.max(floor, host.pause * shrink ^ answers_count)
+    local beyond = host.edge / host.pause - 1
+    local growth = 0.01 + (beyond < 0 and -0.5 or 0.1) * beyond
+    if host.edge == 0 or growth > 0.7 then growth = 0.7 end
+    host.pause = math.max(floor, host.pause * math.exp(-growth * math.min(1, answers * host.pause / host.cost)))
     if host.pause < rules.pause_last then host.pause = floor end
   end
 end
@@ -62,13 +77,15 @@ local function heed(host, report, floor)
     local hopeless = report.wait > rules.patience or (host.refused > 0 and now - host.refused > rules.patience)
     if hopeless then close(host, math.min(math.max(report.wait, rules.closed), rules.closed_max), 'rate_limited', report.detail) end
   end
+  host.answers = host.answers + report.ok
   local late = heed_latency(host, report)
-  if report.refused > 0 or report.struggling > report.ok then slow_down(host, floor) elseif report.ok > 0 and not late then speed_up(host, floor, report.ok) end
+  if report.refused > 0 or report.struggling > report.ok then slow_down(host, math.max(0, report.wait)) elseif report.ok > 0 and not late then speed_up(host, floor, report.ok) end
 end
 
 for i, key in ipairs(KEYS) do
   local report = cjson.decode(ARGV[1 + i])
-  local host = { limit = rules.limit, pause = 0, edge = 0, calm = 0, next = 0, ['until'] = 0, down = 0, refused = 0,
+  local host = { limit = rules.limit, pause = 0, edge = 0, run = 0, answers = 0, seen = now, cost = 1000,
+    calm = 0, next = 0, ['until'] = 0, down = 0, refused = 0,
     closed = 0, base = 0, delay = 0, why = '', detail = '' }
   local others, contested, children = 0, false, 1
   local fields = redis.call('HGETALL', key)
@@ -90,6 +107,9 @@ for i, key in ipairs(KEYS) do
   local floor = math.max(rules.pause, host.delay)
   host.pause = math.max(floor, host.pause)
   host.limit = math.min(rules.limit, host.limit)
+  if now > host.seen then
+    host.run, host.seen = host.run + math.min(1000, now - host.seen), now
+  end
   heed(host, report, floor)
 
   local closed = math.max(0, host.closed - now)
@@ -103,9 +123,11 @@ for i, key in ipairs(KEYS) do
   if host.pause > 0 then
     starts = 0
     if slots > 0 and begin <= now + rules.horizon then
-      starts = math.min(report.need, math.floor((now + rules.horizon - begin) / host.pause) + 1)
+      -- Who asks first must not take what is for all.
+      local share = contested and math.max(0, math.ceil(rules.horizon / host.pause / children) - report.have) or report.need
+      starts = math.min(report.need, share, math.floor((now + rules.horizon - begin) / host.pause) + 1)
     end
-    host.next = begin + math.ceil(starts * host.pause)
+    host.next = begin + starts * host.pause
   end
 
   local written = {}
@@ -121,7 +143,7 @@ for i, key in ipairs(KEYS) do
     redis.call('HDEL', key, mine)
   end
   redis.call('PEXPIRE', key, rules.kept + math.ceil(math.max(0, host['until'] - now, closed)))
-  answers[i] = { slots, starts, math.ceil(begin - now), math.ceil(host.pause), math.ceil(math.max(0, host['until'] - now)),
+  answers[i] = { slots, starts, math.ceil(begin - now), math.ceil(1000 * host.pause), math.ceil(math.max(0, host['until'] - now)),
     math.ceil(closed), host.why, host.detail }
 end
 return answers

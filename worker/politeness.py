@@ -29,10 +29,13 @@ KEPT_SECONDS = 600.0
 """What is known of a host that nobody asks any more is forgotten after so long."""
 
 CLOSED_SECONDS_MAX = 3600.0
-PAUSE_FIRST_SECONDS = 0.1
-"""Between two starts at a host that has refused for the first time; doubled each further time."""
-PAUSE_LAST_SECONDS = 0.005
+PAUSE_FIRST_SECONDS = 0.5
+"""At most so far apart are starts at a host that has refused for the first time."""
+PAUSE_LAST_SECONDS = 0.001
+"""A host that bears starts closer together than this is not paced any more, until it refuses again."""
 PAUSE_SECONDS_MAX = 60.0
+COST_SECONDS_MAX = 10.0
+"""A refusal that asks for a longer wait makes us no more careful than one that asks for so long."""
 
 ALONE_SECONDS = 5.0
 """How long a child goes by what it knows itself before it asks a Redis again that was away."""
@@ -149,6 +152,7 @@ def _rules(settings: Settings) -> dict[str, Any]:
         "closed_max": CLOSED_SECONDS_MAX * 1000,
         "pause_first": PAUSE_FIRST_SECONDS * 1000,
         "pause_last": PAUSE_LAST_SECONDS * 1000,
+        "cost_max": COST_SECONDS_MAX * 1000,
         "pause_max": PAUSE_SECONDS_MAX * 1000,
         "horizon": HORIZON_SECONDS * 1000,
         "lease": int(LEASE_SECONDS * 1000),

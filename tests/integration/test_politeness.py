@@ -3,76 +3,21 @@
 import asyncio
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
 import pytest
 
-from models.outcomes import Candidate, Outcome, Reason, Refused
+from models.outcomes import Reason
 from models.settings import Settings, read_settings
 from tests.support.hostile_server import in_loop
+from tests.support.peers import Crawl, Peer, crawl, good
 from worker import politeness as rules
-from worker.body import BodyMemory
-from worker.host import Host, Turn
+from worker.host import Turn
 from worker.politeness import Politeness
 from worker.shared import close_redis, open_redis
 from worker.transfers import Transfers
-from worker.visit import Visit
-
-MEMORY = BodyMemory(1)
-numbers = itertools.count()
-
-
-class Peer:
-    """A host of its own name. ``answer`` says what becomes of a turn; ``asked`` is when it was asked."""
-
-    def __init__(self, answer: Callable[["Peer", Turn], Awaitable[float | None]]) -> None:
-        self.name = f"host{next(numbers)}-{time.time_ns()}.test"
-        self.answer = answer
-        self.asked: list[float] = []
-        self.first = asyncio.Event()
-        self.refusals: list[float] = []
-        self.running = self.running_max = 0
-
-    def candidates(self, size: int, start: int = 0) -> list[Candidate]:
-        """So many URLs of it."""
-        return [Candidate(start + place, f"http://{self.name}/{place}", 1) for place in range(size)]
-
-
-class Crawl:
-    """Asks peers by their name."""
-
-    def __init__(self, *peers: Peer) -> None:
-        self.peers = {peer.name: peer for peer in peers}
-
-    def begin(self, candidate: Candidate) -> Visit | Outcome:
-        """All begin."""
-        return Visit(candidate, MEMORY.lease())
-
-    async def crawl_visit(self, visit: Visit, turn: Turn) -> Outcome | float:
-        """Ask the peer; a number is when it is asked again."""
-        peer = self.peers[visit.target.host]
-        peer.asked.append(time.monotonic())
-        peer.first.set()
-        peer.running += 1
-        peer.running_max = max(peer.running, peer.running_max)
-        try:
-            again = await peer.answer(peer, turn)
-        finally:
-            peer.running -= 1
-        done = Refused(visit.candidate.position, visit.candidate.url, Reason.CORRUPT, "")
-        return done if again is None else again
-
-    def closed(self, visit: Visit, host: Host) -> Outcome:
-        """The host's reason."""
-        return Refused(visit.candidate.position, visit.candidate.url, Reason(host.why), host.detail)
-
-
-async def good(_peer: Peer, turn: Turn, seconds: float = 0.01) -> None:
-    """An answer after a while."""
-    await asyncio.sleep(seconds)
-    turn.answered(seconds)
 
 
 @pytest.fixture
@@ -96,17 +41,6 @@ async def child(settings: Settings, name: str = "one"):
 
 def ignore(_: Iterable[str]) -> None:
     """Nobody waits for hosts."""
-
-
-async def crawl(politeness: Politeness, candidates, *peers: Peer, seconds: float = 20) -> list[Outcome]:
-    """Crawl candidates to their end, or for so long."""
-    transfers = Transfers(candidates, Crawl(*peers), politeness, 1000)
-    politeness.join(transfers.wake)
-    transfers.start()
-    await transfers.wait(seconds)
-    await transfers.stop()
-    await politeness.leave(transfers.wake)
-    return transfers.take()
 
 
 @in_loop
@@ -135,55 +69,6 @@ async def test_children_share_the_rate_of_a_host(settings) -> None:
     assert 0.8 * 40 * 3 < len(peer.asked) <= 40 * seconds + 1
     for first, last in zip(peer.asked, peer.asked[10:], strict=False):
         assert last - first > 0.6 * 10 / 40
-
-
-@in_loop
-async def test_what_a_host_asks_of_one_child_all_heed(settings) -> None:
-    """After a Retry-After nobody starts before its time."""
-    told = asyncio.Event()
-
-    async def busy_once(peer: Peer, turn: Turn) -> float | None:
-        if not told.is_set():
-            turn.refused(1.9876543, "429")
-            told.set()
-            return 2.0
-        return await good(peer, turn)
-
-    peer = Peer(busy_once)
-    async with child(settings, "one") as one, child(settings, "two") as two:
-        first = asyncio.ensure_future(crawl(one, peer.candidates(1), peer))
-        await told.wait()
-        await asyncio.sleep(0.5)  # One child's news are the other's by then.
-        outcomes = await crawl(two, peer.candidates(20, 10), peer)
-        assert len(outcomes) + len(await first) == 21
-    assert min(peer.asked[1:]) >= peer.asked[0] + 1.98
-
-
-@in_loop
-async def test_a_host_that_refuses_is_asked_as_often_as_it_bears(settings) -> None:
-    """Of a host with thirty answers a second and 429 beyond, most answers come, and few refusals."""
-
-    async def thirty(peer: Peer, turn: Turn) -> float | None:
-        await asyncio.sleep(0.01)
-        now = time.monotonic()
-        recent = sum(1 for when in peer.asked if when > now - 1) - sum(
-            1 for when in peer.refusals if when > now - 1
-        )
-        if recent > 30:
-            peer.refusals.append(now)
-            turn.refused(None, "429")
-            return 0.0
-        turn.answered(0.01)
-        return None
-
-    peer = Peer(thirty)
-    async with child(settings, "one") as one, child(settings, "two") as two:
-        done = await asyncio.gather(
-            *(crawl(each, peer.candidates(2000), peer, seconds=6) for each in (one, two))
-        )
-    accepted = sum(len(outcomes) for outcomes in done)
-    assert accepted > 60
-    assert len(peer.refusals) < accepted / 3
 
 
 @in_loop
