@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
@@ -47,6 +47,8 @@ class Host:
     name: str
     hurry: asyncio.Event
     """Set when what happened there cannot wait to be told."""
+    freed: Callable[[Iterable[str]], None]
+    """Called with its name when a turn is over: whoever waits here may go on."""
     waiting: int = 0
     busy: int = 0
     slots: int = 0
@@ -214,6 +216,7 @@ class Turn:
             news.struggling += struggling
             news.latency_seconds += latency_seconds
             host.failed_in_row = 0
+            host.freed((host.name,))
 
     def refused(self, wait_seconds: float | None, detail: str) -> None:
         """The host said that it is asked too often; ``wait_seconds`` is its Retry-After, 0 if it means at once."""
@@ -226,6 +229,7 @@ class Turn:
             news.detail = detail[:DETAIL_CHARACTERS_MAX]
             host.not_before = max(host.not_before, time.monotonic() + news.wait_seconds)
             host.failed_in_row = 0
+            host.freed((host.name,))
 
     def failed(self, why: Reason, detail: str) -> None:
         """The host did not answer at all."""
@@ -236,10 +240,12 @@ class Turn:
             host.failed_in_row += 1
             if host.failed_in_row >= FAILURES_MAX / 2:
                 host.alarm()
+            host.freed((host.name,))
 
     def close(self) -> None:
         """It ended for a reason of ours, if it has not ended yet."""
-        self._end()
+        if host := self._end():
+            host.freed((host.name,))
 
     def _end(self) -> Host | None:
         host, self._host = self._host, None

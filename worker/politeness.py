@@ -68,7 +68,7 @@ class Politeness:
         """What is known of a host."""
         found = self._hosts.get(name)
         if found is None:
-            found = self._hosts[name] = Host(name, self._wanted)
+            found = self._hosts[name] = Host(name, self._wanted, self._tell)
         return found
 
     def wanted(self, host: Host) -> None:
@@ -122,8 +122,12 @@ class Politeness:
                 # The last chunk's farewell may be under way while the next one has made hosts of its own.
                 if not host.want() and host.news is None and self._hosts.get(host.name) is host:
                     del self._hosts[host.name]
-            for heard in tuple(self._heard):
-                heard([host.name for host in some])
+            self._tell([host.name for host in some])
+
+    def _tell(self, names: Iterable[str]) -> None:
+        """Something new is known of these hosts, or a turn there is over: the oldest chunk may use it first."""
+        for heard in tuple(self._heard):
+            heard(names)
 
     async def _ask_redis(self, hosts: Sequence[Host]) -> bool:
         arguments = [self._rules, *(json.dumps(host.report()) for host in hosts)]

@@ -176,9 +176,11 @@ class Transfers(Generic[Result]):
         self._ready[name] = None
 
     def wake(self, names: Iterable[str]) -> None:
-        """Something new is known of these hosts."""
-        self._ready.update(dict.fromkeys(name for name in names if self._queues.get(name)))
-        self._pump()
+        """Something new is known of these hosts, or a turn there is over, one of this chunk's or another's."""
+        ready = dict.fromkeys(name for name in names if self._queues.get(name))
+        if ready:
+            self._ready.update(ready)
+            self._pump()
 
     def _pump(self) -> None:
         """Start what may start."""
@@ -241,7 +243,9 @@ class Transfers(Generic[Result]):
                 self._again(visit, result)
             else:
                 self._finish(result)
-        self.wake((turn.host_name,))
+        if self._queues.get(turn.host_name):
+            self._ready[turn.host_name] = None
+        self._pump()
 
     def _again(self, visit: Visit, seconds: float) -> None:
         if self.stopping:

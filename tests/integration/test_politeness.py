@@ -253,3 +253,32 @@ async def test_what_is_cancelled_before_it_begins_wants_nothing(settings) -> Non
         assert politeness._hosts == {}
         assert len(transfers.unresolved) == 30
         await politeness.leave(transfers.wake)
+
+
+@in_loop
+async def test_a_turn_that_is_over_is_free_for_every_chunk_of_the_child(settings) -> None:
+    """Of a host with one slot, another chunk's candidate begins at once, while the first one's body is decoded."""
+    over, decoded = asyncio.Event(), asyncio.Event()
+
+    async def answer(_peer: Peer, turn: Turn) -> None:
+        await over.wait()
+        turn.answered(0.01)
+        await decoded.wait()
+
+    peer = Peer(answer)
+    async with child(settings.model_copy(update={"host_transfers": 1})) as politeness:
+        chunks = [Transfers(peer.candidates(1, place), Crawl(peer), politeness, 1000) for place in range(2)]
+        for chunk in chunks:
+            politeness.join(chunk.wake)
+            chunk.start()
+        await peer.first.wait()
+        assert [chunk.running for chunk in chunks] == [1, 0]
+        over.set()
+        for _ in range(5):  # Steps of the loop, no time: nobody can have asked Redis.
+            await asyncio.sleep(0)
+        assert [chunk.running for chunk in chunks] == [1, 1]
+        decoded.set()
+        for chunk in chunks:
+            assert await chunk.wait(20)
+            await chunk.stop()
+            await politeness.leave(chunk.wake)

@@ -16,7 +16,7 @@ async def crawl_candidate(child: Child, store: Store, candidate: Candidate, deco
     if not isinstance(begun, Visit):
         return begun
     fetcher = PlainFetcher(child.transport, child.settings, child.opt_outs, frozenset())
-    host = Host("any", asyncio.Event(), slots=1)
+    host = Host("any", asyncio.Event(), lambda _: None, slots=1)
     while True:
         turn = host.begin()
         outcome = await crawl_visit(child, store, begun, turn, decoder, fetcher)
