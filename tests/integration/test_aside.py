@@ -2,9 +2,11 @@
 
 import asyncio
 import mmap
+import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import Future, wait
 
 import pytest
 
@@ -18,6 +20,7 @@ from tests.support.site import Site
 from worker import presence
 from worker.child import ASIDE_MAX, Child
 from worker.crawl import crawl_chunk
+from worker.watchdog import Work
 
 
 @pytest.fixture
@@ -50,16 +53,21 @@ def child(settings, monkeypatch):
     opened.close()
 
 
-def queue_pair(engine, site, tmp_path):
-    """A job of two queued chunks, one with a held picture among others, one without; and their messages."""
-    urls = [f"{site.url}/{'held' if number == 5 else 'free'}/{number}" for number in range(11)]
+def queue_pair(engine, site, tmp_path, held=(5,)):
+    """A job of two queued chunks, the first with a held picture among others; and their messages."""
+    urls = [f"{site.url}/{'held' if number in held else 'free'}/{number}" for number in range(11)]
     job = new_crawl(engine, urls, (tmp_path / "images").as_uri(), chunk_size=6)
     return job, queue_ready(engine)
 
 
 def crawl(child: Child, message) -> None:
     """What the task does for a message."""
-    child.run(crawl_chunk(child, message.chunk_id, message.attempt))
+    begin(child, message).result(20)
+
+
+def begin(child: Child, message) -> Future[None]:
+    """The same, beside the test."""
+    return asyncio.run_coroutine_threadsafe(crawl_chunk(child, message.chunk_id, message.attempt), child.loop)
 
 
 def test_a_straggler_holds_up_no_child(engine, child, site, tmp_path) -> None:
@@ -87,9 +95,7 @@ def test_without_another_chunk_the_child_stays(engine, child, site, tmp_path) ->
     """Nobody waits for the child, so it waits for the straggler."""
     job_of(engine, [f"{site.url}/free/0", f"{site.url}/held/0"], (tmp_path / "images").as_uri())
     [message] = queue_ready(engine)
-    crawling = asyncio.run_coroutine_threadsafe(
-        crawl_chunk(child, message.chunk_id, message.attempt), child.loop
-    )
+    crawling = begin(child, message)
     until(
         lambda: site.waiting and query(engine, "SELECT 1 FROM job_chunks WHERE accepted = 1"), "a checkpoint"
     )
@@ -162,9 +168,7 @@ def test_a_chunk_that_lost_its_worker_keeps_its_child(engine, child, site, tmp_p
     """What killed one worker must not take other chunks with it."""
     _, messages = queue_pair(engine, site, tmp_path)
     change(engine, "UPDATE job_chunks SET retry_count = 1")
-    crawling = asyncio.run_coroutine_threadsafe(
-        crawl_chunk(child, messages[0].chunk_id, messages[0].attempt), child.loop
-    )
+    crawling = begin(child, messages[0])
     done = "SELECT 1 FROM job_chunks WHERE accepted = 5 AND status = 'processing'"
     until(lambda: site.waiting and query(engine, done), "a straggler")
     assert not child.aside_chunks
@@ -184,3 +188,40 @@ def test_no_more_go_aside_than_a_child_can_look_after(child) -> None:
 
     child.run(wait())
     until(lambda: presence.ASIDE[0] == 0, "nothing aside")
+
+
+def test_stragglers_hold_no_connection_of_the_next_chunk(
+    engine, settings, site, tmp_path, monkeypatch
+) -> None:
+    """A child with one transfer at once has one for each chunk: what is aside does not count."""
+    monkeypatch.setattr(presence, "ASIDE", mmap.mmap(-1, 8))
+    _, messages = queue_pair(engine, site, tmp_path)
+    child = Child(settings.model_copy(update={"transfers": 1}))
+    try:
+        crawl(child, messages[0])
+        assert (site.waiting, len(child.aside_chunks)) == (1, 1)
+        next_one = begin(child, messages[1])
+        wait([next_one], timeout=10)  # A straggler would end by itself after 15 seconds.
+        assert (next_one.done(), site.waiting) == (True, 1)
+        assert read_chunk(engine, messages[1].chunk_id)["accepted"] == 5
+    finally:
+        site.release()
+        until(lambda: not child.crawling, "the end of both")
+        child.close()
+
+
+def test_a_child_in_which_a_thread_hangs_ends_after_all_its_chunks(
+    engine, child, site, tmp_path, monkeypatch
+) -> None:
+    """What is done in each of them is committed and handed back before: no lease is lost."""
+    _, messages = queue_pair(engine, site, tmp_path, held=(5, 10))
+    ends: list[tuple[int, list]] = []
+    chunks = "SELECT status, accepted, retry_count FROM job_chunks ORDER BY id"
+    monkeypatch.setattr(os, "_exit", lambda _: ends.append((child.crawling, query(engine, chunks))))
+    crawl(child, messages[0])
+    crawling = begin(child, messages[1])
+    until(lambda: site.waiting == 2, "a straggler of each")
+    with child.watchdog.timing(Work.STORE, 0):
+        until(lambda: ends, "the end of the child")
+    crawling.result(20)
+    assert ends[0] == (0, [("pending", 5, 0), ("pending", 4, 0)])

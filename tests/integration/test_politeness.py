@@ -242,6 +242,31 @@ async def test_a_chunk_may_begin_while_the_last_one_says_farewell(settings) -> N
 
 
 @in_loop
+async def test_the_last_chunk_gives_back_what_any_of_them_held(settings) -> None:
+    """Slots of hosts that an earlier chunk asked are free for other children at once, too."""
+
+    async def forever(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    redis = open_redis(settings)
+    politeness = Politeness(settings, redis, child="one")
+    peers = [Peer(forever), Peer(forever)]
+    chunks = [Transfers(peer.candidates(3), Crawl(peer), politeness, 1000) for peer in peers]
+    for chunk in chunks:
+        politeness.join(chunk.wake)
+        chunk.start()
+    for peer in peers:
+        await peer.first.wait()
+        assert await redis.hexists(rules.KEY + peer.name, "c:one")
+    for chunk in chunks:
+        await chunk.stop()
+        await politeness.leave(chunk.wake)
+    for peer in peers:
+        assert not await redis.hexists(rules.KEY + peer.name, "c:one")
+    await close_redis(redis)
+
+
+@in_loop
 async def test_what_is_cancelled_before_it_begins_wants_nothing(settings) -> None:
     """Its candidates wait at no host."""
     async with child(settings) as politeness:
