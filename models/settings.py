@@ -122,9 +122,10 @@ class Settings(BaseSettings):
         ge=0,
         description="Most requests per second at one host, of all workers together; 0: as many as it answers well.",
     )
-    host_group: Literal["host", "domain"] = Field(
+    host_group: Literal["host", "domain", "ip"] = Field(
         "host",
-        description="What counts as one host: its name, or the domain that was registered (example.co.uk).",
+        description="What counts as one host: its name, the domain that was registered (example.co.uk), or the IP "
+        "address that its name leads to.",
     )
     host_patience_seconds: float = Field(
         900,

@@ -103,7 +103,7 @@ class Child:
     @cached_property
     def politeness(self) -> Politeness:
         """The hosts that this child asks; made inside the running loop."""
-        return Politeness(self.settings, self.redis, self.name)
+        return Politeness(self.settings, self.redis, self.name, self.transport.addresses)
 
     @cached_property
     def opt_outs(self) -> OptOuts:

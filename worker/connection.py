@@ -32,6 +32,10 @@ class BoundedConnector(aiohttp.TCPConnector):
         super().__init__(**named)
         self._factory = functools.partial(_BoundedHandler, self._loop)  # type: ignore[assignment]
 
+    async def addresses(self, host: str, port: int) -> list[str]:
+        """Where connections to a host go: as it is looked up for them, and remembered. Raises OSError."""
+        return [answer["host"] for answer in await self._resolve_host(host, port)]
+
     async def _get(self, *arguments: Any) -> Any:
         """Find an idle connection, and close those on which something came unasked: a response that nobody
         waited for would be taken for the next answer.

@@ -49,6 +49,8 @@ class Host:
     """Set when what happened there cannot wait to be told."""
     freed: Callable[[Iterable[str]], None]
     """Called with its name when a turn is over: whoever waits here may go on."""
+    many_sites: bool = False
+    """Whether it is a domain or an address, at which there may be sites of many owners."""
     waiting: int = 0
     busy: int = 0
     slots: int = 0
@@ -102,8 +104,10 @@ class Host:
 
     def heed_delay(self, seconds: float) -> bool:
         """Its robots.txt asks for so many seconds between two requests. True: that is news, and what was given out
-        before does not count any more.
+        before does not count any more. Of many sites' delays the longest counts.
         """
+        if self.many_sites:
+            seconds = max(seconds, self.delay_seconds or 0.0)
         if seconds == (self.delay_seconds or 0.0):
             return False
         self.delay_seconds = seconds
@@ -232,8 +236,10 @@ class Turn:
             host.freed((host.name,))
 
     def failed(self, why: Reason, detail: str) -> None:
-        """The host did not answer at all."""
-        if host := self._end():
+        """The host did not answer at all. Where many sites are, a certificate is one site's affair."""
+        if (host := self._end()) and host.many_sites and why is Reason.TLS:
+            host.freed((host.name,))
+        elif host:
             news = host.told()
             news.failed += 1
             news.why, news.detail = why.value, detail[:DETAIL_CHARACTERS_MAX]

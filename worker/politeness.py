@@ -7,10 +7,11 @@ many hosts at once, uses them without another word, and tells what became of the
 import asyncio
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from importlib.resources import files
 from typing import Any
 
+import aiohttp
 import structlog
 from publicsuffixlist import PublicSuffixList
 from redis.asyncio import Redis
@@ -37,16 +38,27 @@ PAUSE_SECONDS_MAX = 60.0
 COST_SECONDS_MAX = 10.0
 """A refusal that asks for a longer wait makes us no more careful than one that asks for so long."""
 
+LOCATED_SECONDS = 60.0
+LOCATED_MAX = 10_000
+
 ALONE_SECONDS = 5.0
 """How long a child goes by what it knows itself before it asks a Redis again that was away."""
 
+Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
+
 log = structlog.get_logger()
+
+
+async def look_nowhere(_host: str, _port: int) -> Sequence[str]:
+    """For who needs no address: a name without one counts by itself."""
+    return ()
 
 
 class Politeness:
     """The hosts of one child, for all its chunks together."""
 
-    def __init__(self, settings: Settings, redis: Redis, child: str) -> None:
+    def __init__(self, settings: Settings, redis: Redis, child: str, look_up: Lookup = look_nowhere) -> None:
+        """``look_up`` finds the addresses of a host and port; it is needed where addresses count as hosts."""
         self._heard: list[Callable[[Iterable[str]], None]] = []
         """What is called with the names of hosts of which something new is known; one for each chunk."""
         self._keeper: asyncio.Task[None] | None = None
@@ -55,20 +67,44 @@ class Politeness:
         self._wanted = asyncio.Event()
         self._alone_until = 0.0
         self._domains = PublicSuffixList() if settings.host_group == "domain" else None
+        self._look_up = look_up
+        self._by_address = settings.host_group == "ip"
+        self._many_sites = settings.host_group != "host"
+        self._located: dict[tuple[str, int], tuple[str, float]] = {}
+        """What a host's address is taken to be, and until when."""
         script = files("worker").joinpath("politeness.lua").read_text("utf-8")
         self._decide = redis.register_script(script)
 
-    def name_of(self, target: ParsedURL) -> str:
-        """What counts as one host, with the port if it is none of the web's own."""
-        host = self._domains.privatesuffix(target.host) if self._domains and _is_name(target.host) else None
-        host = host or target.host
+    def name_of(self, target: ParsedURL) -> str | None:
+        """What counts as one host, with the port if it is none of the web's own; None: ``locate`` it first."""
+        host: str | None = target.host
+        if self._domains and _is_name(target.host):
+            host = self._domains.privatesuffix(target.host) or host
+        elif self._by_address and _is_name(target.host):
+            host, until = self._located.get((target.host, target.port), ("", 0.0))
+            if time.monotonic() >= until:
+                return None
         return host if target.port in {80, 443} else f"{host}:{target.port}"
+
+    async def locate(self, target: ParsedURL) -> None:
+        """Learn the address that counts for a name: the least of several, so that names with the same ones count as
+        one host. A name without any counts by itself; whoever connects will say why.
+        """
+        try:
+            address = min(
+                await self._look_up(target.host, target.port), key=lambda found: (":" in found, found)
+            )
+        except (OSError, aiohttp.ClientError, ValueError):
+            address = target.host
+        if len(self._located) >= LOCATED_MAX:
+            self._located.clear()
+        self._located[target.host, target.port] = address, time.monotonic() + LOCATED_SECONDS
 
     def host(self, name: str) -> Host:
         """What is known of a host."""
         found = self._hosts.get(name)
         if found is None:
-            found = self._hosts[name] = Host(name, self._wanted, self._tell)
+            found = self._hosts[name] = Host(name, self._wanted, self._tell, many_sites=self._many_sites)
         return found
 
     def wanted(self, host: Host) -> None:

@@ -59,13 +59,13 @@ class TargetCheck:
 
     def __init__(self, resolver: GuardedResolver) -> None:
         self._resolver = resolver
-        self._checked: dict[str, tuple[float, asyncio.Task[object]]] = {}
+        self._checked: dict[str, tuple[float, asyncio.Task[list[ResolveResult]]]] = {}
 
-    async def check(self, host: str, port: int) -> None:
-        """Raise RefusedConnectError or socket.gaierror unless it may. An answer counts for a minute."""
+    async def check(self, host: str, port: int) -> list[str]:
+        """Its addresses; they count for a minute. Raises RefusedConnectError or socket.gaierror unless it may."""
         if is_literal(host):
             guard(host, self._resolver.allowed_networks)
-            return
+            return [host]
         until, lookup = self._checked.get(host, (0.0, None))
         if lookup is None or time.monotonic() > until:
             if len(self._checked) >= CHECKED_HOSTS_MAX:
@@ -74,7 +74,7 @@ class TargetCheck:
             lookup.add_done_callback(lambda task: task.cancelled() or task.exception())
             self._checked[host] = (time.monotonic() + CHECKED_SECONDS, lookup)
         try:
-            await asyncio.shield(lookup)
+            return [answer["host"] for answer in await asyncio.shield(lookup)]
         except socket.gaierror:
             self._checked.pop(host, None)
             raise

@@ -60,6 +60,8 @@ class Transfers(Generic[Result]):
         """Hosts in that heap."""
         self._numbers = count()
         self._running: dict[asyncio.Task[Result | float], tuple[Visit, Turn]] = {}
+        self._locating: dict[asyncio.Task[None], tuple[Visit, bool]] = {}
+        """Lookups under way of what counts as the host of a visit, and whether it has begun before."""
         self._errors: list[BaseException] = []
         self._changed = asyncio.Event()
         self._alarm: asyncio.TimerHandle | None = None
@@ -80,7 +82,7 @@ class Transfers(Generic[Result]):
     @property
     def unresolved(self) -> list[Candidate]:
         """Candidates that have no outcome, once stopped."""
-        running = [visit for visit, _ in self._running.values()]
+        running = [visit for visit, _ in (*self._running.values(), *self._locating.values())]
         waiting = [visit for queue in self._queues.values() for visit in queue]
         later = [what for _, _, what in self._later if isinstance(what, Visit)]
         return [*(visit.candidate for visit in (*running, *waiting, *later)), *self._candidates]
@@ -95,18 +97,22 @@ class Transfers(Generic[Result]):
         """Visits under way, or to be tried again, when no other waits for its turn; 0 as long as one does."""
         if any(self._queues.values()):
             return 0
-        return len(self._running) + sum(isinstance(what, Visit) for _, _, what in self._later)
+        return (
+            len(self._running)
+            + len(self._locating)
+            + sum(isinstance(what, Visit) for _, _, what in self._later)
+        )
 
     def hurry(self) -> None:
         """Once no candidate waits for its first turn any more, all that are left are stragglers."""
-        if not any(self._queues.values()):
+        if not (self._locating or any(self._queues.values())):
             later = [what for _, _, what in self._later if isinstance(what, Visit)]
             for visit in (*(visit for visit, _ in self._running.values()), *later):
                 visit.straggler = True
 
     def idle_seconds(self) -> float:
         """For how long nothing can start, at the least, while nothing runs; 0 when that is not known."""
-        if self._running or self._ready:
+        if self._running or self._ready or self._locating:
             return 0.0
         now = time.monotonic()
         waits = [when - now for when, _, _ in self._later]
@@ -148,7 +154,7 @@ class Transfers(Generic[Result]):
             for name, queue in self._queues.items():
                 if queue:  # A host where nobody waits may be forgotten by now, and stays so.
                     self._politeness.host(name).waiting -= len(queue)
-            for task in self._running:
+            for task in (*self._running, *self._locating):
                 task.cancel()
 
     async def stop(self, seconds: float | None = None) -> None:
@@ -157,23 +163,43 @@ class Transfers(Generic[Result]):
         What then still runs stays unresolved: its outcome comes too late for ``take``.
         """
         self.cancel()
-        if self._running:
-            await asyncio.wait(self._running, timeout=seconds)
+        if self._running or self._locating:
+            await asyncio.wait((*self._running, *self._locating), timeout=seconds)
 
     def _done(self) -> bool:
-        if self._running:
+        if self._running or self._locating:
             return False
         return self.stopping or not (self._later or self._ready or any(self._queues.values()))
 
     def _enqueue(self, visit: Visit, *, first: bool = False) -> None:
         """Let a visit wait at the host where it stands; ``first`` if it has begun before."""
         name = self._politeness.name_of(visit.target)
+        if name is None:
+            self._locate(visit, first=first)
+            return
         queue = self._queues.setdefault(name, deque())
         (queue.appendleft if first else queue.append)(visit)
         host = self._politeness.host(name)
         host.waiting += 1
         self._politeness.wanted(host)
         self._ready[name] = None
+
+    def _locate(self, visit: Visit, *, first: bool) -> None:
+        """Learn what counts as the host of a visit; until then it waits for nobody."""
+        task = asyncio.ensure_future(self._politeness.locate(visit.target))
+        self._locating[task] = visit, first
+        task.add_done_callback(self._located)
+
+    def _located(self, task: asyncio.Task[None]) -> None:
+        visit, first = self._locating.pop(task)
+        if self.stopping or task.cancelled():
+            self._candidates.append(visit.candidate)
+        elif error := task.exception():
+            self._candidates.append(visit.candidate)
+            self._errors.append(error)
+        else:
+            self._enqueue(visit, first=first)
+        self._pump()
 
     def wake(self, names: Iterable[str]) -> None:
         """Something new is known of these hosts, or a turn there is over, one of this chunk's or another's."""

@@ -175,16 +175,17 @@ class GuardedTransport(httpx.AsyncBaseTransport):
         self._ports = settings.ports
         self._proxy = Proxy(settings.proxy_url, resolver) if settings.proxy_url else None
         self._targets = TargetCheck(self._resolver)
+        self._connector = BoundedConnector(
+            ssl=ssl_context or trusted(),
+            resolver=self._proxy or self._resolver,
+            socket_factory=self._open_socket,
+            limit=0,
+            keepalive_timeout=KEEP_ALIVE_SECONDS,
+            ttl_dns_cache=DNS_CACHE_SECONDS,
+            dns_cache_max_size=DNS_CACHE_HOSTS,
+        )
         self._session = aiohttp.ClientSession(
-            connector=BoundedConnector(
-                ssl=ssl_context or trusted(),
-                resolver=self._proxy or self._resolver,
-                socket_factory=self._open_socket,
-                limit=0,
-                keepalive_timeout=KEEP_ALIVE_SECONDS,
-                ttl_dns_cache=DNS_CACHE_SECONDS,
-                dns_cache_max_size=DNS_CACHE_HOSTS,
-            ),
+            connector=self._connector,
             headers={"User-Agent": settings.user_agent, "Accept-Encoding": "identity"},
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
@@ -234,6 +235,14 @@ class GuardedTransport(httpx.AsyncBaseTransport):
             response.close()
             raise HeadersTooLargeError(f"the response header has {header_bytes} bytes")
         return Received(response)
+
+    async def addresses(self, host: str, port: int) -> list[str]:
+        """Where a request to a host goes, or would go from a proxy. A lookup, and what it costs, is shared with the
+        requests. Raises OSError or aiohttp.ClientError.
+        """
+        if self._proxy is not None:
+            return await self._targets.check(host, port)
+        return await self._connector.addresses(host, port)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Serve ``httpx.AsyncClient``. The body is decoded and bounded here; httpx sees plain bytes."""

@@ -15,7 +15,7 @@ from tests.support.hostile_server import in_loop
 from tests.support.peers import Crawl, Peer, crawl, good
 from worker import politeness as rules
 from worker.host import Turn
-from worker.politeness import Politeness
+from worker.politeness import Lookup, Politeness, look_nowhere
 from worker.shared import close_redis, open_redis
 from worker.transfers import Transfers
 
@@ -27,10 +27,10 @@ def settings(services, database_url) -> Settings:
 
 
 @asynccontextmanager
-async def child(settings: Settings, name: str = "one"):
+async def child(settings: Settings, name: str = "one", look_up: Lookup = look_nowhere):
     """One child's politeness, kept."""
     redis = open_redis(settings)
-    politeness = Politeness(settings, redis, child=name)
+    politeness = Politeness(settings, redis, name, look_up)
     politeness.join(ignore)
     try:
         yield politeness
@@ -307,3 +307,83 @@ async def test_a_turn_that_is_over_is_free_for_every_chunk_of_the_child(settings
             assert await chunk.wait(20)
             await chunk.stop()
             await politeness.leave(chunk.wake)
+
+
+@in_loop
+async def test_sites_at_one_address_may_count_as_one_host(settings) -> None:
+    """Whatever their names are, and however many; a name without an address counts by itself."""
+    peers = [Peer(good) for _ in range(20)]
+    nowhere = Peer(good)
+    lookups = []
+
+    async def look_up(name: str, _port: int) -> list[str]:
+        lookups.append(name)
+        await asyncio.sleep(0.01)
+        if name == nowhere.name:
+            raise OSError
+        return [f"2001:db8::{len(lookups)}", "192.0.2.9", "192.0.2.7"]
+
+    at_once = []
+
+    async def answer(_peer: Peer, turn: Turn) -> None:
+        at_once.append(sum(peer.running for peer in peers))
+        await good(_peer, turn)
+
+    for peer in peers:
+        peer.answer = answer
+    settings = settings.model_copy(update={"host_group": "ip", "host_transfers": 3})
+    async with child(settings, look_up=look_up) as politeness:
+        candidates = [
+            candidate
+            for place, peer in enumerate((*peers, nowhere))
+            for candidate in peer.candidates(3, 3 * place)
+        ]
+        assert len(await crawl(politeness, candidates, *peers, nowhere)) == 63
+        assert max(at_once) == 3
+        assert nowhere.running_max == 3
+        assert set(politeness._located) == {(peer.name, 80) for peer in (*peers, nowhere)}
+        known = len(lookups)
+        assert len(await crawl(politeness, peers[0].candidates(5), peers[0])) == 5
+        assert len(lookups) == known
+
+
+@in_loop
+async def test_one_site_does_not_close_the_address_of_others(settings) -> None:
+    """A broken certificate is its own; and of several Crawl-delays the longest counts for all."""
+
+    async def broken(_peer: Peer, turn: Turn) -> None:
+        turn.failed(Reason.TLS, "a certificate that has expired")
+
+    async def look_up(_name: str, _port: int) -> list[str]:
+        return ["192.0.2.8"]
+
+    bad, other = Peer(broken), Peer(good)
+    async with child(settings.model_copy(update={"host_group": "ip"}), look_up=look_up) as politeness:
+        assert len(await crawl(politeness, bad.candidates(20), bad)) == 20
+        assert len(bad.asked) == 20
+        assert len(await crawl(politeness, other.candidates(20), other)) == 20
+        host = politeness.host("192.0.2.8")
+        assert host.heed_delay(0.2)
+        assert not host.heed_delay(0.1)
+        assert host.delay_seconds == 0.2
+
+
+@in_loop
+async def test_a_chunk_that_ends_waits_for_no_lookup(settings) -> None:
+    """Candidates whose address is not known yet are unresolved, and nothing is left behind."""
+
+    async def look_up(_name: str, _port: int) -> list[str]:
+        await asyncio.Event().wait()
+        return []
+
+    peer = Peer(good)
+    async with child(settings.model_copy(update={"host_group": "ip"}), look_up=look_up) as politeness:
+        transfers = Transfers(peer.candidates(5), Crawl(peer), politeness, 1000)
+        politeness.join(transfers.wake)
+        transfers.start()
+        assert not await transfers.wait(0.05)
+        assert (transfers.stragglers, transfers.idle_seconds()) == (5, 0.0)
+        await transfers.stop()
+        assert await transfers.wait(1)
+        assert len(transfers.unresolved) == 5
+        await politeness.leave(transfers.wake)

@@ -66,6 +66,7 @@ async def test_http_and_https_go_through_the_proxy():
             assert lines[0] == b"GET http://images.test:%d/a?x=%%27 HTTP/1.1" % plain.port
             assert lines[-1] == b"CONNECT images.test:%d HTTP/1.1" % secret.port
             assert secret.requests[0].headers["host"] == f"images.test:{secret.port}"
+            assert await get.transport.addresses("images.test", plain.port) == ["8.8.8.8"]
 
 
 @in_loop

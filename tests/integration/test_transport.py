@@ -137,10 +137,11 @@ async def test_a_cached_answer_is_checked_at_the_socket():
 
 @in_loop
 async def test_names_are_looked_up_once_while_cached():
-    """Many requests to one name ask the name server once."""
+    """Many requests to one name ask the name server once, and so does who wants to know where they go."""
     async with serve(always(response(b"x"), then_close=True)) as server:
         names = Names(["127.0.0.1"])
         transport = GuardedTransport(loopback_settings(), resolver=names)
+        assert await transport.addresses("images.test", server.port) == ["127.0.0.1"]
         for _ in range(5):
             await get(transport, f"http://images.test:{server.port}/")
         await transport.aclose()
