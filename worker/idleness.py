@@ -40,7 +40,7 @@ class Tail:
         now, left = time.monotonic(), self._transfers.stragglers
         self._since = min(self._since, now) if 0 < left <= STRAGGLERS_MAX else float("inf")
         half_free = 0 < left <= self._half and running <= self._half
-        if not self.few or not (half_free or now >= self._since + TAIL_SECONDS):
+        if now < self._asked_at + TAIL_SECONDS or not (half_free or now >= self._since + TAIL_SECONDS):
             return False
         self._asked_at = now
         return True

@@ -34,5 +34,6 @@ def test_stragglers_of_many_chunks_hold_up_none(monkeypatch) -> None:
     assert not tail.asks(running=200)
     monkeypatch.setattr(idleness, "TAIL_SECONDS", 0.0)
     assert tail.asks(running=200)
+    assert Tail(Left(1), at_once=1).asks(running=1)
     many = Tail(Left(STRAGGLERS_MAX + 1), at_once=20)
     assert not many.asks(running=200)
