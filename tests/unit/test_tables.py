@@ -17,7 +17,7 @@ import zipfile
 import pyarrow as arrow
 import pytest
 from backports import zstd
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
@@ -82,6 +82,7 @@ CELLS = st.lists(
 @given(
     st.lists(CELLS, min_size=1, max_size=20), st.integers(1, 50), st.sampled_from([Format.CSV, Format.TSV])
 )
+@example([["", "\r"]], len("url,a,b\r"), Format.CSV)
 def test_any_cell_comes_back(records, size, kind):
     """Whatever stands in a cell, and wherever the blocks end, it is read as it was written."""
     written = [{"url": f"http://i.test/{n}", "a": a, "b": b} for n, (a, b) in enumerate(records)]
