@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import io
 import zlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from types import TracebackType
@@ -9,19 +10,20 @@ from typing import Protocol, Self
 
 from models.outcomes import Reason
 from worker.errors import PictureError, TransferError
+from worker.memory import LARGE_BYTES
 
 PIECE_BYTES = 64 * 1024
-# A body up to here takes memory without asking: 256 hostile transfers hold 16 MiB by it.
-FREE_BYTES = 64 * 1024
+# A body up to here takes memory without asking: 256 hostile transfers hold 4 MiB by it.
+FREE_BYTES = 16 * 1024
 # All larger bodies of one process share this much; one that does not say how long it is takes 512 KiB at first.
-SHARED_BYTES = 28 * 1024 * 1024
+SHARED_BYTES = 12 * 1024 * 1024
 FIRST_BYTES = 512 * 1024
 # Who holds the last memory, for which others wait, must be so fast, in bytes a second.
 LAST_RATE_MIN = 32 * 1024
 RATE_GRACE_SECONDS = 10.0
 # Members of a gzip body. One is the rule; each costs a decompressor, and an empty one takes 20 bytes.
 MEMBERS_MAX = 1000
-JOINED_PIECES = 512
+NEW_PIECES_MAX = 512
 
 # Labels that servers send although they name no compression.
 _UNCODED = frozenset({"", "identity", "none", "binary", "utf-8", "aws-chunked"})
@@ -40,6 +42,10 @@ class Source(Protocol):
         """Wait for the next bytes; none means the end."""
         ...
 
+    def read_fast(self) -> None:
+        """Read in large pieces from now on."""
+        ...
+
 
 class UnknownCodingError(ValueError):
     """The Content-Encoding is none that we decode."""
@@ -48,11 +54,12 @@ class UnknownCodingError(ValueError):
 class BodyMemory:
     """The memory that all large bodies of one process share, given out in the order of asking.
 
-    ``last`` is for bodies that turn out larger than what they took: whoever has of it waits for nothing more.
+    ``last`` is for bodies larger than all of it, and for those that turn out larger than what they took: whoever
+    has of it waits for nothing more.
     """
 
     def __init__(self, bytes_max: int, last_bytes: int = 0) -> None:
-        self.free_bytes = bytes_max
+        self.bytes_max = self.free_bytes = bytes_max
         self.last = BodyMemory(last_bytes) if last_bytes else None
         self._waiting: collections.deque[tuple[int, asyncio.Future[None]]] = collections.deque()
 
@@ -100,11 +107,20 @@ class Lease:
         self._last_bytes = 0
         self.held_bytes = 0
 
+    @property
+    def holds_last(self) -> bool:
+        """Whether others may wait for what it holds with all that they have."""
+        return self._last_bytes > 0
+
     async def reserve(self, size: int) -> None:
         """Take ``size`` bytes; more than once only after a release."""
         if self.held_bytes:
             raise RuntimeError("a lease is taken once")
-        await self._memory.take(size)
+        if self._memory.last is not None and size > self._memory.bytes_max:
+            await self._memory.last.take(size)
+            self._last_bytes = size
+        else:
+            await self._memory.take(size)
         self.held_bytes = size
 
     def first_bytes(self, size: int) -> int:
@@ -218,25 +234,35 @@ def make_decoder(content_encoding: str) -> ContentDecoder | None:
 
 
 class Pieces:
-    """A body as it comes. Very small pieces are joined on the way: each object has fifty bytes of its own."""
+    """A body as it comes. Joining a large one would take its size twice, so it is one buffer that grows at times;
+    very many small pieces go there as well, for each is an object of fifty bytes besides.
+    """
 
-    __slots__ = ("_joined", "_new")
+    __slots__ = ("_buffer", "_new", "_new_bytes")
 
     def __init__(self) -> None:
-        self._joined: list[bytes] = []
+        self._buffer = io.BytesIO()
         self._new: list[bytes] = []
+        self._new_bytes = 0
 
     def add(self, piece: bytes) -> None:
         """Take the next piece."""
         self._new.append(piece)
-        if len(self._new) == JOINED_PIECES:
-            self._joined.append(b"".join(self._new))
-            self._new.clear()
+        self._new_bytes += len(piece)
+        if self._new_bytes >= LARGE_BYTES or len(self._new) == NEW_PIECES_MAX:
+            self._write()
 
-    def join(self) -> bytes:
-        """The whole, without a copy if it came in one piece."""
-        pieces = self._joined + self._new
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    def whole(self) -> bytes:
+        """The body, without a copy if it is large or came in one piece."""
+        if self._buffer.tell():
+            self._write()
+            return self._buffer.getvalue()
+        return self._new[0] if len(self._new) == 1 else b"".join(self._new)
+
+    def _write(self) -> None:
+        self._buffer.writelines(self._new)
+        self._new.clear()
+        self._new_bytes = 0
 
 
 class BodyReader:
@@ -281,7 +307,10 @@ class BodyReader:
         while chunk := await source.read_some():
             self._count(chunk, self._clock() - self._started)
             if decoder is None:
+                held_bytes = self._lease.held_bytes
                 await self._grow(len(chunk), expected)
+                if self._lease.held_bytes > held_bytes:
+                    source.read_fast()
                 pieces.add(chunk)
                 continue
             for piece in _decoded(decoder, chunk):
@@ -290,7 +319,7 @@ class BodyReader:
         if decoder is not None:
             _finish(decoder)
         self._lease.shrink_to(self._size)
-        return pieces.join()
+        return pieces.whole()
 
     def _count(self, chunk: bytes, elapsed_seconds: float) -> None:
         self.wire_bytes += len(chunk)
@@ -306,10 +335,16 @@ class BodyReader:
             raise self._too_large()
         if self._size > FREE_BYTES and not self._lease.held_bytes:
             await self._wait(self._lease.reserve(expected))
+            self._hurry()
         if self._size > self._lease.held_bytes > 0:
             await self._wait(self._lease.grow(self._bytes_max - self._lease.held_bytes))
+            self._hurry()
+
+    def _hurry(self) -> None:
+        """Who holds the last memory must be fast from then on."""
+        if self._lease.holds_last and self._rate_min:
             self._started, self._counted = self._clock(), self.wire_bytes
-            self._rate_min = max(self._rate_min, LAST_RATE_MIN) if self._rate_min else 0
+            self._rate_min = max(self._rate_min, LAST_RATE_MIN)
 
     async def _wait(self, taking: Awaitable[None]) -> None:
         """Wait for memory with every clock stopped: that it is scarce here is not the server's fault."""

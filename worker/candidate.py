@@ -104,6 +104,9 @@ async def crawl_visit(
             return 0.0
         return await child.in_decoder(keep, child, store, visit.candidate, fetched, decoder)
     except CandidateError as error:
+        # Its traceback leads to the body, and by the decoder's future back to itself: only the garbage collector
+        # would free the two, some time, and in the books they are free.
+        error.__traceback__ = None
         seconds = visit.again_in(error, child.settings, child.random) if fetched is None else None
         return refusal(visit.candidate, error) if seconds is None else seconds
     except (StoreError, HelperError):
@@ -111,6 +114,7 @@ async def crawl_visit(
     except Exception as error:
         candidate = visit.candidate
         log.exception("candidate_broke_off", position=candidate.position, url=candidate.url)
+        error.__traceback__ = None
         reason = Reason.PROTOCOL if fetched is None else Reason.CORRUPT
         return refusal(candidate, CandidateError(reason, f"unexpected {type(error).__name__}: {error}"))
     finally:

@@ -92,7 +92,7 @@ def test_crumbs_take_little_more_than_themselves():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1_000_000
-    assert len(pieces.join()) == 400_000
+    assert len(pieces.whole()) == 400_000
 
 
 @in_loop
@@ -242,6 +242,22 @@ async def test_waiting_for_memory_stops_the_clock():
             assert (large.done(), small.body) == (False, PIXELS)
         assert len((await large).body) == FREE_BYTES + 1
         assert memory.free_bytes == body_module.SHARED_BYTES
+
+
+@in_loop
+async def test_a_body_larger_than_what_is_shared_takes_the_last_memory():
+    """It says its length, takes all of it from there at once and gives it back; the shared memory stays free."""
+    memory = BodyMemory(10, 20)
+    with memory.lease() as large, memory.lease() as other:
+        await large.reserve(15)
+        assert (memory.free_bytes, memory.last.free_bytes, large.held_bytes) == (10, 5, 15)
+        waiting = asyncio.ensure_future(other.reserve(11))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        large.shrink_to(9)
+        await waiting
+        assert (memory.free_bytes, memory.last.free_bytes) == (10, 0)
+    assert (memory.free_bytes, memory.last.free_bytes) == (10, 20)
 
 
 @in_loop
