@@ -156,7 +156,7 @@ class Settings(BaseSettings):
     decode_bytes_max: int = Field(
         256 * 1024 * 1024,
         ge=16 * 1024 * 1024,
-        description="Most memory for decoding one image, told from its header: see docs/safety.md.",
+        description="Most memory for decoding an image, and all large ones of a worker: see docs/safety.md.",
     )
     decode_seconds_max: float = Field(
         30,

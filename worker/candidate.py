@@ -20,7 +20,6 @@ from worker.picture import Picture
 from worker.store import Store, StoreError
 from worker.transport import GuardedTransport
 from worker.visit import Visit
-from worker.watchdog import Work
 
 SERVICE_UNAVAILABLE = 503
 HOST_FAILURES = frozenset({Reason.DNS, Reason.CONNECT, Reason.TLS, Reason.TIMEOUT, Reason.PROTOCOL})
@@ -30,12 +29,10 @@ log = structlog.get_logger()
 
 
 class Decoder(Protocol):
-    """Looks at a body, in the decoder thread or from there in a helper; overdue after ``seconds_max``."""
-
-    seconds_max: float
+    """Looks at a body, in the decoder thread or from there in a helper; tells the watchdog."""
 
     def inspect(self, body: bytes) -> Picture:
-        """Describe a picture. Raises PictureError."""
+        """Describe a picture. Raises PictureError or HelperError."""
 
 
 class Fetcher(Protocol):
@@ -157,12 +154,11 @@ def closed_host(visit: Visit, host: Host) -> Outcome:
 
 
 def keep(child: Child, store: Store, candidate: Candidate, fetched: Fetched, decoder: Decoder) -> Accepted:
-    """Inspect a body and store it, named by its sha256. Raises PictureError or StoreError."""
+    """Inspect a body and store it, named by its sha256. Raises PictureError, HelperError or StoreError."""
     try:
         if candidate.digest is not None:
             verify(fetched.body, candidate.digest)
-        with child.watchdog.timing(Work.DECODE, decoder.seconds_max):
-            picture = decoder.inspect(fetched.body)
+        picture = decoder.inspect(fetched.body)
     except CandidateError as error:
         error.http_status, error.final_url = fetched.http_status, fetched.final_url
         error.wire_bytes, error.attempts, error.elapsed_ms = (

@@ -16,7 +16,9 @@ import httpx
 from redis.asyncio import Redis
 
 from models.database import make_engine
+from models.outcomes import Verification
 from models.settings import Settings
+from worker.careful import CarefulDecoder, PlainDecoder
 from worker.memory import give_large_blocks_back
 from worker.opt_outs import OptOuts
 from worker.politeness import Politeness
@@ -71,6 +73,7 @@ class Child:
         """Chunks that have an owner here, aside or not."""
         self.stores: dict[str, Store] = {}
         self.watchdog = Watchdog()
+        self._large = CarefulDecoder(settings, watchdog=self.watchdog)
         self._decoder = Workbench(self.loop, "decoder")
         self._database = ThreadPoolExecutor(1, thread_name_prefix="database")
         self._aside = ThreadPoolExecutor(1, thread_name_prefix="aside")
@@ -127,6 +130,14 @@ class Child:
     def storing(self) -> AbstractContextManager[None]:
         """Around a call of a store, which may hang."""
         return self.watchdog.timing(Work.STORE, self.settings.store_seconds_max)
+
+    def decoder(self, verification: Verification) -> PlainDecoder:
+        """Who looks at pictures here; for large ones there is one helper, whatever chunk they are of."""
+        return PlainDecoder(self.settings, verification, self.watchdog, self._large)
+
+    def careful_decoder(self, verification: Verification) -> CarefulDecoder:
+        """Who has every picture decoded in a helper; it must be closed."""
+        return CarefulDecoder(self.settings, verification, self.watchdog)
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Run one task to its end on this child's loop."""
@@ -214,6 +225,7 @@ class Child:
         self._thread.join()
         for thread in (self._database, self._aside, self._beside):
             thread.shutdown()
+        self._large.close()
         self.engine.dispose()
         self.loop.close()
 

@@ -29,7 +29,7 @@ from models.queueing import queued_chunks
 from models.recording import Tally
 from models.settings import Settings
 from worker.candidate import Fetcher, PlainFetcher, begin_visit, closed_host, crawl_visit
-from worker.careful import CarefulDecoder, PlainDecoder, careful_seconds_max
+from worker.careful import careful_seconds_max
 from worker.child import ASIDE_MAX, Child
 from worker.endings import end_tasks
 from worker.helper import START_SECONDS_MAX, HelperError
@@ -159,9 +159,8 @@ class ChunkRun:
         self.aside = aside
         self.fence: Fence = chunk.fence
         self.cancelled = self.committing = self.ending = False
-        self.decoder = (CarefulDecoder if chunk.retry_count else PlainDecoder)(
-            child.settings, chunk.verification
-        )
+        make_decoder = child.careful_decoder if chunk.retry_count else child.decoder
+        self.decoder = make_decoder(chunk.verification)
         self.checkpoint_outcomes = CAREFUL_OUTCOMES if chunk.retry_count else CHECKPOINT_OUTCOMES
         self.line = asyncio.Lock()
         self.quarantine = chunk.retry_count >= QUARANTINE_LOSSES

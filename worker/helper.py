@@ -78,7 +78,8 @@ class Helper:
 def send(connection: socket.socket, message: bytes, seconds: float) -> None:
     """One message. Raises OSError when the other side is gone, or busy for so long."""
     connection.settimeout(seconds)
-    connection.sendall(_LENGTH.pack(len(message)) + message)
+    connection.sendall(_LENGTH.pack(len(message)))
+    connection.sendall(message)
 
 
 def receive(connection: socket.socket, seconds: float | None) -> bytes:

@@ -67,6 +67,8 @@ HASH_SIZE = (9, 8)
 JPEG_PASSES_MAX = 20
 # Pictures are converted for the hash in strips of so many rows: a copy of the whole would double the memory.
 STRIP_ROWS = 64
+# While an AVIF is decoded under a limit, the other threads of a child may take this much: all that transfers may.
+OTHERS_BYTES = 48 * 1024 * 1024
 # Pillow keeps text that a PNG has compressed.
 PngImagePlugin.MAX_TEXT_MEMORY = 16 * 1024 * 1024
 
@@ -96,11 +98,26 @@ class Picture:
     file_size: int
 
 
-def inspect(body: bytes, settings: Settings, verification: Verification = Verification.FULL) -> Picture:
+class LargePictureError(Exception):
+    """Decoding takes more memory than was given to it here: ``decoding_bytes``, as the header tells."""
+
+    def __init__(self, decoding_bytes: int) -> None:
+        super().__init__(f"decoding takes {decoding_bytes} bytes")
+        self.decoding_bytes = decoding_bytes
+
+
+def inspect(
+    body: bytes,
+    settings: Settings,
+    verification: Verification = Verification.FULL,
+    *,
+    here_bytes_max: int | None = None,
+) -> Picture:
     """Look at ``body`` as closely as ``verification`` says, and describe it.
 
     Raises PictureError: NOT_AN_IMAGE, CORRUPT, or TOO_MANY_PIXELS by ``image_pixels_max`` (all frames
     together), ``image_frames_max`` and ``decode_bytes_max``, which are checked before anything is decoded.
+    LargePictureError when that passes and decoding would take more than ``here_bytes_max``.
     """
     if verification is Verification.NONE:
         digest = hashlib.sha256(body).digest()
@@ -110,17 +127,33 @@ def inspect(body: bytes, settings: Settings, verification: Verification = Verifi
     if verification is Verification.HEADER:
         return _read(body, container, settings)
     _check_cost(container, settings)
+    if here_bytes_max is not None and container.decoding_bytes > here_bytes_max:
+        raise LargePictureError(container.decoding_bytes)
     Image.MAX_IMAGE_PIXELS = settings.image_pixels_max
     # An AVIF says what it holds in two places, and its decoder believes the other one.
     is_trusted = container.format is not ImageFormat.AVIF
+    limit_bytes = settings.decode_bytes_max if here_bytes_max is None else here_bytes_max + OTHERS_BYTES
     try:
-        with contextlib.nullcontext() if is_trusted else bounded_memory(settings.decode_bytes_max):
+        with contextlib.nullcontext() if is_trusted else bounded_memory(limit_bytes):
             return _decode(body, container, settings)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PictureError(Reason.TOO_MANY_PIXELS, str(error)) from None
     except DECODER_ERRORS as error:
+        if not is_trusted and here_bytes_max is not None:
+            # It may be broken, and it may be larger than it says.
+            raise LargePictureError(settings.decode_bytes_max) from None
         detail = str(error) or type(error).__name__
         raise PictureError(Reason.CORRUPT, f"{container.format} cannot be decoded: {detail}") from None
+
+
+def decoding_bytes(body: bytes, verification: Verification) -> int:
+    """How much memory a look at ``body`` takes, as its header tells; 0 for what is no picture."""
+    if verification is not Verification.FULL:
+        return 0
+    try:
+        return read_container(body).decoding_bytes
+    except PictureError:
+        return 0
 
 
 def _read(body: bytes, container: Container, settings: Settings) -> Picture:

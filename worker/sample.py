@@ -73,7 +73,7 @@ class SampleRun:
     ) -> None:
         self.child = child
         self.store = child.store(store_url)
-        self.decoder = TimedDecoder(child.settings, verification)
+        self.decoder = TimedDecoder(child.settings, verification, child.watchdog)
         obeyed = child.opt_outs.obeyed(ignored_opt_outs)
         self.fetcher = PlainFetcher(child.transport, child.settings, child.opt_outs, obeyed)
         self.transfers: Transfers[Outcome] = Transfers(

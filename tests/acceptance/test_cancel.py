@@ -50,7 +50,7 @@ def test_a_cancelled_job_settles_what_is_stored(engine, services, database_url, 
     """
     store = tmp_path / "images"
     urls = [f"{site.url}/free/{number}" for number in range(20)]
-    urls += [f"{site.url}/slow/3000", *(f"{site.url}/held/{number}" for number in range(HELD))]
+    urls += [f"{site.url}/slow/2880", *(f"{site.url}/held/{number}" for number in range(HELD))]
     with Fleet(tmp_path, database_url, services.redis_url, transfers=400, checkpoint_seconds=60) as fleet:
         fleet.both()
         job = new_crawl(engine, urls, store.as_uri())

@@ -237,7 +237,7 @@ def test_twice_is_now(site, home, tmp_path, external) -> None:
 def test_a_picture_that_no_decoder_ends_costs_one_candidate(site, external, engine, tmp_path) -> None:
     """Its worker's process gives up, another one goes on carefully, and everything else is accepted."""
     lines = [f"{site.url}/free/{number}" for number in range(40)]
-    lines.insert(10, f"{site.url}/slow/7000")
+    lines.insert(10, f"{site.url}/slow/2880")
     (tmp_path / "urls.txt").write_text("\n".join(lines))
     shell = external | {"PIXTRAWL_DECODE_SECONDS_MAX": "1", "PIXTRAWL_IMAGE_PIXELS_MAX": str(PIXELS_MAX)}
     with Command(tmp_path, shell, "run", "urls.txt", "--out", "pictures", "--json") as run:

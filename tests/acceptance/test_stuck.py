@@ -55,7 +55,7 @@ def test_a_decoder_that_hangs_costs_one_candidate(engine, services, database_url
     lost.
     """
     urls = [f"{site.url}/free/{number}" for number in range(10)]
-    urls.insert(5, f"{site.url}/slow/3000")
+    urls.insert(5, f"{site.url}/slow/2880")
     with Fleet(tmp_path, database_url, services.redis_url, decode_seconds_max=1) as fleet:
         scheduler, worker = fleet.both()
         job = new_crawl(engine, urls, (tmp_path / "images").as_uri())

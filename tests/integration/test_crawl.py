@@ -210,7 +210,7 @@ def test_a_chunk_whose_worker_was_lost_is_crawled_carefully(
 
     monkeypatch.setattr(ChunkRun, "commit", commit)
     urls = [f"{site.url}/free/{number}" for number in range(60)]
-    urls.insert(30, f"{site.url}/slow/3000")
+    urls.insert(30, f"{site.url}/slow/2880")
     job_of(engine, urls, (tmp_path / "images").as_uri())
     change(engine, "UPDATE job_chunks SET retry_count = 1")
     child = Child(settings)

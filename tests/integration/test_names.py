@@ -8,12 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.outcomes import Accepted, Candidate
+from models.outcomes import Accepted, Candidate, Verification
 from models.settings import Settings
 from tests.support.bombs import small
 from tests.support.hostile_server import LOOPBACK, response, serve
 from tests.support.one_candidate import crawl_candidate
-from worker.careful import PlainDecoder
 from worker.child import Child
 from worker.store import NAME, open_store
 
@@ -65,7 +64,7 @@ async def _crawl(child, settings):
     async with serve(answer) as server:
         for number, target in enumerate(TARGETS):
             candidate = Candidate(number, server.origin + target, number + 1)
-            outcome = await crawl_candidate(child, store, candidate, PlainDecoder(settings))
+            outcome = await crawl_candidate(child, store, candidate, child.decoder(Verification.FULL))
             assert isinstance(outcome, Accepted), (target, outcome)
             assert re.fullmatch(r"[0-9a-f]{64}\.(jpg|png|webp|gif|avif)", outcome.filename)
             assert outcome.storage_url == f"{settings.store}/{outcome.filename}"

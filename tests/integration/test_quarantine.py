@@ -133,7 +133,7 @@ def test_a_picture_that_no_decoder_ends_is_given_up(engine, settings, site, tmp_
     """Fetched in one helper and decoded in another, which is killed."""
     child = Child(settings.model_copy(update={"decode_seconds_max": 1, "image_pixels_max": PIXELS_MAX}))
     try:
-        job_of(engine, site, ["/free/0", "/slow/3000", "/free/2"], (tmp_path / "images").as_uri())
+        job_of(engine, site, ["/free/0", "/slow/2880", "/free/2"], (tmp_path / "images").as_uri())
         assert crawl(child, engine)["accepted"] == 2
     finally:
         child.close()

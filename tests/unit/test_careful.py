@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from models.outcomes import Reason
+from models.outcomes import Reason, Verification
 from models.settings import Settings
+from tests.support.bombs import flat, flat_png, lying_avif
 from tests.support.poison import PIXELS_MAX, slow_jpeg
 from tests.support.processes import until
 from tests.support.site import picture
-from worker.careful import CarefulDecoder
+from worker.careful import CarefulDecoder, PlainDecoder
 from worker.errors import PictureError
 from worker.picture import inspect
+from worker.watchdog import Watchdog
 
 
 @pytest.fixture
@@ -91,3 +93,35 @@ def test_no_helper_outlives_its_owner(careful):
     helper.connection.close()
     until(lambda: not helper.running, "its end", 10)
     assert helper.end() == "ended the decoder with exit code 0"
+
+
+def test_only_large_pictures_are_decoded_beside(careful, monkeypatch):
+    """A child decodes what takes up to 16 MiB, and neither a larger one nor an AVIF that is larger than it says."""
+    plain = PlainDecoder(careful.settings, Verification.FULL, Watchdog(), careful)
+    small = flat("WEBP", 1000)
+    assert plain.inspect(small) == inspect(small, careful.settings)
+    assert careful._helper is None
+    large = flat_png(2000)
+    assert plain.inspect(large) == inspect(large, careful.settings)
+    careful.close()
+    monkeypatch.setattr("worker.picture.OTHERS_BYTES", 0)
+    lie = lying_avif(4500)
+    assert plain.inspect(lie) == inspect(lie, careful.settings)
+    assert careful._helper is not None
+
+
+def test_a_helper_without_work_ends(careful):
+    """It leaves by itself, the next picture has a new one, and none is given to one that may be about to leave."""
+    idle = CarefulDecoder(careful.settings, idle_seconds=0.5)
+    try:
+        idle.inspect(picture(1))
+        first = idle._helper
+        assert first is not None
+        until(lambda: not first.running, "its end", 10)
+        assert idle.inspect(picture(2)).width > 0
+        assert first.end() == "ended the decoder with exit code 0"
+        second, idle._used_at = helper_of(idle), time.monotonic() - 0.3
+        assert idle.inspect(picture(3)).width > 0
+        assert helper_of(idle) != second
+    finally:
+        idle.close()
