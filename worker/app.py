@@ -18,12 +18,14 @@ CRAWL_CHUNK = "crawl_chunk"
 DISCOVER = "discover"
 """Names of the tasks, so that a sender need not import what a worker needs."""
 PRIORITIES = list(range(10))
-TRANSPORTS = {
-    "redis": "worker.pubsub:Transport",
-    "rediss": "worker.pubsub:Transport",
-    "sentinel": "worker.pubsub:SentinelTransport",
-}
-"""Ours instead of kombu's, by the scheme of a URL."""
+# By the scheme of a URL, instead of kombu's own. Here, for kombu remembers what it has once looked up.
+TRANSPORT_ALIASES.update(
+    {
+        "redis": "worker.pubsub:Transport",
+        "rediss": "worker.pubsub:Transport",
+        "sentinel": "worker.pubsub:SentinelTransport",
+    }
+)
 
 
 class PixtrawlCelery(Celery):
@@ -44,7 +46,6 @@ class PixtrawlCelery(Celery):
 
     def on_configure(self) -> None:  # type: ignore[override] # Celery calls either a signal or a method.
         """Configure on first use, so that importing this module needs no services."""
-        TRANSPORT_ALIASES.update(TRANSPORTS)
         self.config_from_object(configuration(self.settings))
 
 

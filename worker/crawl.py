@@ -299,7 +299,7 @@ class ChunkRun:
     async def crawl_visit(self, visit: Visit, turn: Turn) -> Outcome | float:
         """One turn of a visit: its outcome, or in how many seconds it wants another."""
         if self.quarantine and self.transfers.outcomes:
-            await self.checkpoint_wholly()
+            await self.checkpoint()
         return await crawl_visit(self.child, self.store, visit, turn, self.decoder, self.fetcher)
 
     def closed(self, visit: Visit, host: Host) -> Outcome:
@@ -312,15 +312,6 @@ class ChunkRun:
         seconds = self.child.settings.lease_seconds
         await self.commit(partial(checkpoint_chunk, outcomes=outcomes, lease_seconds=seconds))
         log.debug("chunk_checkpoint", chunk=self.fence.chunk_id, outcomes=len(outcomes))
-
-    async def checkpoint_wholly(self) -> None:
-        """Commit the outcomes so far, to the end even when cancelled."""
-        checkpoint = asyncio.ensure_future(self.checkpoint())
-        try:
-            await asyncio.shield(checkpoint)
-        except asyncio.CancelledError:
-            await checkpoint
-            raise
 
     async def settle(self, cancelled: Iterable[Candidate] = ()) -> None:
         """Commit the last outcomes and the money. What is left of a cancelled job ends as ``cancelled``.
@@ -350,6 +341,18 @@ class ChunkRun:
             log.warning("chunk_handed_back", **fields)
 
     async def commit(self, arrow: Callable[..., Tally | None]) -> None:
+        """Commit to the end even when cancelled: whoever goes on needs the fence that the database has then.
+
+        Cancelled again it breaks off, for what it waits for may hang.
+        """
+        commit = asyncio.ensure_future(self._commit(arrow))
+        try:
+            await asyncio.shield(commit)
+        except asyncio.CancelledError:
+            await commit
+            raise
+
+    async def _commit(self, arrow: Callable[..., Tally | None]) -> None:
         """Objects first, rows after: the store is synced before a row may name what it holds."""
         async with self.line:
             self.committing = True

@@ -40,23 +40,26 @@ def test_a_start_before_the_services_waits_for_them(engine, switches, tmp_path) 
 
 
 def test_services_that_go_away_are_said_once_and_waited_for(engine, switches, tmp_path) -> None:
-    """A chunk under way loses nothing when Redis and PostgreSQL go and come back; no traceback is written."""
-    with Site() as site, Fleet(tmp_path, switches.database_url, switches.redis_url) as fleet:
+    """A chunk under way loses nothing when Redis and PostgreSQL go and come back; no traceback is written.
+
+    It has more transfers than go on aside.
+    """
+    with Site() as site, Fleet(tmp_path, switches.database_url, switches.redis_url, transfers=20) as fleet:
         both = fleet.both()
-        urls = [f"{site.url}/held/{place}" for place in range(20)]
-        job = new_crawl(engine, urls, (tmp_path / "images").as_uri(), chunk_size=10)
-        until(lambda: site.waiting == 10, "transfers")
+        urls = [f"{site.url}/held/{place}" for place in range(40)]
+        job = new_crawl(engine, urls, (tmp_path / "images").as_uri(), chunk_size=20)
+        until(lambda: site.waiting == 20, "transfers")
         switches.redis_off()
         switches.database_off(engine)
         for command in both:
             until(lambda command=command: said(command, "database_away"), "the word about PostgreSQL")
         until(lambda: said(both[1], "broker_away"), "the word about Redis")
         site.release()
-        until(lambda: len(site.served) == 10, "transfers while the services are away")
+        until(lambda: len(site.served) == 20, "transfers while the services are away")
         switches.redis_on()
         switches.database_on()
         row = ended(engine, job, 90)
-        assert (row["status"], row["valid_images"], row["failures"]) == ("completed", 20, {})
+        assert (row["status"], row["valid_images"], row["failures"]) == ("completed", 40, {})
         for command in both:
             assert said(command, "database_away") == 1, command.errors
             assert "Traceback" not in command.errors

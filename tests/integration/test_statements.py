@@ -41,7 +41,11 @@ SIZE = Size(
 )
 CANDIDATES, CHUNKS = 120, 3
 STATEMENTS_OF_A_CHUNK_MAX = 12
-LOOKS = ("SELECT j.cancelled_at IS NOT NULL", "UPDATE job_chunks c SET lease_until")
+LOOKS = (
+    "SELECT j.cancelled_at IS NOT NULL",
+    "UPDATE job_chunks c SET lease_until",
+    "SELECT count(*) FROM job_chunks WHERE status = ? AND queued_at IS NOT NULL",
+)
 """A worker looks after its lease every half second, whatever the chunk does meanwhile."""
 ROWS_READ = """
 SELECT relname, seq_tup_read + coalesce(idx_tup_fetch, 0) FROM pg_stat_user_tables
