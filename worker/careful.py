@@ -31,8 +31,8 @@ from worker.picture import LargePictureError, Picture, decoding_bytes, inspect
 from worker.room import ROOM
 from worker.watchdog import Watchdog, Work
 
-HERE_BYTES_MAX = 16 * 1024 * 1024
-"""What decoding one picture may take in a child itself: one of a megapixel in WebP, of three in PNG, of five in a
+HERE_BYTES_MAX = 32 * 1024 * 1024
+"""What decoding one picture may take in a child itself: one of two megapixels in WebP, of six in PNG, of ten in a
 progressive JPEG, of fifty in any other.
 """
 BURY_SECONDS_MAX = 10

@@ -96,16 +96,16 @@ def test_no_helper_outlives_its_owner(careful):
 
 
 def test_only_large_pictures_are_decoded_beside(careful, monkeypatch):
-    """A child decodes what takes up to 16 MiB, and neither a larger one nor an AVIF that is larger than it says."""
+    """A child decodes what takes up to 32 MiB, and neither a larger one nor an AVIF that is larger than it says."""
     plain = PlainDecoder(careful.settings, Verification.FULL, Watchdog(), careful)
     small = flat("WEBP", 1000)
     assert plain.inspect(small) == inspect(small, careful.settings)
     assert careful._helper is None
-    large = flat_png(2000)
+    large = flat_png(3000)
     assert plain.inspect(large) == inspect(large, careful.settings)
     careful.close()
     monkeypatch.setattr("worker.picture.OTHERS_BYTES", 0)
-    lie = lying_avif(4500)
+    lie = lying_avif(6500)
     assert plain.inspect(lie) == inspect(lie, careful.settings)
     assert careful._helper is not None
 
