@@ -223,7 +223,9 @@ class ChunkRun:
 
     async def tick(self) -> bool:
         """Wait for a moment, or until so little is left that another chunk may begin; whether all is done."""
-        return await self.transfers.wait(TICK_SECONDS, self.tail.few if self.may_step_aside() else 0)
+        return await self.transfers.wait(
+            TICK_SECONDS, lambda: self.may_step_aside() and self.tail.half_free(self.child.running)
+        )
 
     async def keep_lease(self) -> None:
         """Renew the lease in time and stop the transfers of a cancelled job, whatever else is waited for.

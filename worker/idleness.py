@@ -28,19 +28,21 @@ class Tail:
         self._since = float("inf")
         self._asked_at = 0.0
 
-    @property
-    def few(self) -> int:
-        """With so few transfers left it may be time; 0 when it was asked a moment ago."""
-        return self._half if time.monotonic() >= self._asked_at + TAIL_SECONDS else 0
+    def half_free(self, running: int) -> bool:
+        """Whether half of a child's transfers, of which ``running`` run, could be another chunk's, and that was not
+        said a moment ago.
+        """
+        few_left = 0 < self._transfers.stragglers <= self._half and running <= self._half
+        return few_left and time.monotonic() >= self._asked_at + TAIL_SECONDS
 
     def asks(self, running: int) -> bool:
-        """Whether it is time to ask whether others wait: half of a child's transfers, of which ``running`` run,
-        could be of another chunk, or nothing but stragglers has been left for TAIL_SECONDS. Once in that time.
+        """Whether it is time to ask whether others wait: half of the transfers are free, or nothing but stragglers
+        has been left for TAIL_SECONDS. Once in that time.
         """
         now, left = time.monotonic(), self._transfers.stragglers
         self._since = min(self._since, now) if 0 < left <= STRAGGLERS_MAX else float("inf")
-        half_free = 0 < left <= self._half and running <= self._half
-        if now < self._asked_at + TAIL_SECONDS or not (half_free or now >= self._since + TAIL_SECONDS):
+        straggling = now >= max(self._since, self._asked_at) + TAIL_SECONDS
+        if not (straggling or self.half_free(running)):
             return False
         self._asked_at = now
         return True

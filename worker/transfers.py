@@ -7,7 +7,7 @@ import asyncio
 import heapq
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import count
 from typing import Generic, Protocol, TypeVar
 
@@ -121,13 +121,14 @@ class Transfers(Generic[Result]):
                 waits.append(self._politeness.host(name).wait_seconds(now) or 0.0)
         return min(waits, default=0.0)
 
-    async def wait(self, seconds: float, few: int = 0) -> bool:
-        """Wait at most ``seconds``, until all is done, or so ``few`` are left; whether all is. Raises what the
-        crawler raised.
+    async def wait(self, seconds: float, until: Callable[[], bool] = lambda: False) -> bool:
+        """Wait at most ``seconds``, until all is done or ``until`` says so; whether all is. Raises what the crawler
+        raised.
         """
+        await asyncio.sleep(0)  # Others go on, whatever ``until`` says.
         try:
             async with asyncio.timeout(seconds):
-                while not (self._errors or self._done() or (few and 0 < self.stragglers <= few)):
+                while not (self._errors or self._done() or until()):
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:

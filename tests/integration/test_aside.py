@@ -210,6 +210,26 @@ def test_stragglers_hold_no_connection_of_the_next_chunk(
         child.close()
 
 
+def test_two_chunks_that_fill_a_child_together_wait_for_their_hosts(
+    engine, settings, site, tmp_path, monkeypatch
+) -> None:
+    """Neither is large, and both are more than half of the child: they go on like any other."""
+    monkeypatch.setattr(presence, "ASIDE", mmap.mmap(-1, 8))
+    urls = [f"{site.url}/held/{number}" for number in range(8)]
+    job = new_crawl(engine, urls, (tmp_path / "images").as_uri(), chunk_size=4)
+    messages = queue_ready(engine)
+    child = Child(settings.model_copy(update={"transfers": 8}))
+    try:
+        ends = [begin(child, message) for message in messages]
+        until(lambda: site.waiting == 8, "all transfers", 10)
+        site.release()
+        assert len(wait(ends, timeout=20).done) == 2
+        until(lambda: not child.crawling, "the end of both")
+        assert read_job(engine, job.id)["valid_images"] == 8
+    finally:
+        child.close()
+
+
 def test_a_child_in_which_a_thread_hangs_ends_after_all_its_chunks(
     engine, child, site, tmp_path, monkeypatch
 ) -> None:

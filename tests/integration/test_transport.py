@@ -278,6 +278,19 @@ async def test_a_certificate_must_fit_the_name():
 
 
 @in_loop
+async def test_a_large_body_comes_by_tls():
+    """Of many records, whose ends fit no read: half a record waits for its other half, and nothing stops."""
+    body = bytes(range(256)) * 4096
+    trusting = ssl.create_default_context(cafile=str(CERTIFICATE))
+    async with serve(always(response(body)), tls_server()) as server:
+        transport = GuardedTransport(loopback_settings(), ssl_context=trusting)
+        async with asyncio.timeout(10):
+            for _ in range(3):
+                assert await get(transport, f"{server.origin}/") == (200, body)
+        await transport.aclose()
+
+
+@in_loop
 async def test_the_header_is_bounded():
     """One huge field, too many fields, and many large fields are all refused."""
     huge = response(b"x", headers={"X-A": "a" * 40_000})

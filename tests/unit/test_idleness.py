@@ -22,9 +22,10 @@ def test_another_chunk_begins_when_half_of_the_transfers_could_be_its() -> None:
     assert not tail.asks(running=33)
     left.stragglers = 32
     assert not tail.asks(running=40)
-    assert tail.few == 32
+    assert not tail.half_free(running=40)
+    assert tail.half_free(running=32)
     assert tail.asks(running=32)
-    assert tail.few == 0
+    assert not tail.half_free(running=1)
     assert not tail.asks(running=1)
 
 
