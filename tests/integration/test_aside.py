@@ -213,19 +213,19 @@ def test_stragglers_hold_no_connection_of_the_next_chunk(
 def test_two_chunks_that_fill_a_child_together_wait_for_their_hosts(
     engine, settings, site, tmp_path, monkeypatch
 ) -> None:
-    """Neither is large, and both are more than half of the child: they go on like any other."""
+    """Neither is more than half of the child, and both are, of more than stragglers: they go on like any other."""
     monkeypatch.setattr(presence, "ASIDE", mmap.mmap(-1, 8))
-    urls = [f"{site.url}/held/{number}" for number in range(8)]
-    job = new_crawl(engine, urls, (tmp_path / "images").as_uri(), chunk_size=4)
+    urls = [f"{site.url}/held/{number}" for number in range(40)]
+    job = new_crawl(engine, urls, (tmp_path / "images").as_uri(), chunk_size=20)
     messages = queue_ready(engine)
-    child = Child(settings.model_copy(update={"transfers": 8}))
+    child = Child(settings.model_copy(update={"transfers": 40}))
     try:
         ends = [begin(child, message) for message in messages]
-        until(lambda: site.waiting == 8, "all transfers", 10)
+        until(lambda: site.waiting == 40, "all transfers", 10)
         site.release()
         assert len(wait(ends, timeout=20).done) == 2
         until(lambda: not child.crawling, "the end of both")
-        assert read_job(engine, job.id)["valid_images"] == 8
+        assert read_job(engine, job.id)["valid_images"] == 40
     finally:
         child.close()
 
