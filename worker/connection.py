@@ -24,8 +24,6 @@ FAST_READ_BYTES = 32 * 1024
 # Every TLS connection has a buffer of this size from its beginning to its end, by asyncio a quarter of a megabyte:
 # 64 MiB in 256 of them. A TLS record has 16 KiB at most.
 SSLProtocol.max_size = READ_BYTES
-# What comes encrypted is read on only while less than this waits: half a record must not stop its other half.
-RECORD_BYTES_MAX = 16 * 1024 + 512
 
 
 class FloodError(aiohttp.ClientPayloadError):
@@ -66,7 +64,7 @@ class BoundedHandler(ResponseHandler):
         super().connection_made(transport)
         self.read_at_once(READ_BYTES)
         if hasattr(transport, "set_read_buffer_limits"):  # TLS keeps a store of its own.
-            transport.set_read_buffer_limits(high=2 * READ_BYTES, low=RECORD_BYTES_MAX)
+            transport.set_read_buffer_limits(high=READ_BYTES)
 
     def set_response_params(self, **named: Any) -> None:
         """Begin with the next answer."""

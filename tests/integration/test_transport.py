@@ -279,7 +279,7 @@ async def test_a_certificate_must_fit_the_name():
 
 @in_loop
 async def test_a_large_body_comes_by_tls():
-    """Of many records, whose ends fit no read: half a record waits for its other half, and nothing stops."""
+    """Of many records, whose ends fit no read, by a connection that holds little."""
     body = bytes(range(256)) * 4096
     trusting = ssl.create_default_context(cafile=str(CERTIFICATE))
     async with serve(always(response(body)), tls_server()) as server:
