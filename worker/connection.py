@@ -17,13 +17,14 @@ from aiohttp.helpers import set_exception
 FRAMING_BYTES = 1024 * 1024
 # What is read at once of an answer that has no memory reserved; its connection holds at most twice that of what
 # nobody has taken yet. asyncio's own quarter of a megabyte would be more, in 256 of them, than all bodies together.
-READ_BYTES = 16 * 1024
+READ_BYTES = 32 * 1024
 # What is read at once of a body whose memory is reserved: what the connection holds of it is in the books.
 FAST_READ_BYTES = 32 * 1024
 
 # Every TLS connection has a buffer of this size from its beginning to its end, by asyncio a quarter of a megabyte:
 # 64 MiB in 256 of them. A TLS record has 16 KiB at most.
-SSLProtocol.max_size = READ_BYTES
+RECORD_BYTES = 16 * 1024
+SSLProtocol.max_size = RECORD_BYTES
 
 
 class FloodError(aiohttp.ClientPayloadError):
@@ -64,7 +65,7 @@ class BoundedHandler(ResponseHandler):
         super().connection_made(transport)
         self.read_at_once(READ_BYTES)
         if hasattr(transport, "set_read_buffer_limits"):  # TLS keeps a store of its own.
-            transport.set_read_buffer_limits(high=READ_BYTES)
+            transport.set_read_buffer_limits(high=RECORD_BYTES)
 
     def set_response_params(self, **named: Any) -> None:
         """Begin with the next answer."""
