@@ -543,7 +543,7 @@ def test_the_books_agree_after_any_operations(engine):
     run_state_machine_as_test(
         OnThisDatabase,
         settings=settings(
-            max_examples=int(os.environ.get("TEST_LEDGER_RUNS", "5")),
+            max_examples=int(os.environ.get("TEST_LEDGER_RUNS", "3")),
             stateful_step_count=25,
             deadline=None,
             database=None,

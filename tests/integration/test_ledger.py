@@ -270,7 +270,7 @@ def test_the_audit_is_silent_after_any_operations(engine):
     run_state_machine_as_test(
         OnThisDatabase,
         settings=settings(
-            max_examples=int(os.environ.get("TEST_LEDGER_RUNS", "5")),
+            max_examples=int(os.environ.get("TEST_LEDGER_RUNS", "3")),
             stateful_step_count=30,
             deadline=None,
             database=None,
