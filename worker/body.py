@@ -42,10 +42,6 @@ class Source(Protocol):
         """Wait for the next bytes; none means the end."""
         ...
 
-    def read_fast(self) -> None:
-        """Read in large pieces from now on."""
-        ...
-
 
 class UnknownCodingError(ValueError):
     """The Content-Encoding is none that we decode."""
@@ -307,10 +303,7 @@ class BodyReader:
         while chunk := await source.read_some():
             self._count(chunk, self._clock() - self._started)
             if decoder is None:
-                held_bytes = self._lease.held_bytes
                 await self._grow(len(chunk), expected)
-                if self._lease.held_bytes > held_bytes:
-                    source.read_fast()
                 pieces.add(chunk)
                 continue
             for piece in _decoded(decoder, chunk):

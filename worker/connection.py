@@ -15,11 +15,9 @@ from aiohttp.helpers import set_exception
 
 # An eighth of the body comes on top: chunks of 50 bytes, while servers send thousands at once.
 FRAMING_BYTES = 1024 * 1024
-# What is read at once of an answer that has no memory reserved; its connection holds at most twice that of what
-# nobody has taken yet. asyncio's own quarter of a megabyte would be more, in 256 of them, than all bodies together.
+# What is read at once; a connection holds at most twice that of a body that nobody has taken yet. asyncio's own
+# quarter of a megabyte would be more, in 256 connections that wait for memory, than all bodies together.
 READ_BYTES = 32 * 1024
-# What is read at once of a body whose memory is reserved: what the connection holds of it is in the books.
-FAST_READ_BYTES = 32 * 1024
 
 # Every TLS connection has a buffer of this size from its beginning to its end, by asyncio a quarter of a megabyte:
 # 64 MiB in 256 of them. A TLS record has 16 KiB at most.
@@ -38,7 +36,7 @@ class BoundedConnector(aiohttp.TCPConnector):
 
     def __init__(self, **named: Any) -> None:
         super().__init__(**named)
-        self._factory = functools.partial(BoundedHandler, self._loop)  # type: ignore[assignment]
+        self._factory = functools.partial(_BoundedHandler, self._loop)  # type: ignore[assignment]
 
     async def addresses(self, host: str, port: int) -> list[str]:
         """Where connections to a host go: as it is looked up for them, and remembered. Raises OSError."""
@@ -53,9 +51,7 @@ class BoundedConnector(aiohttp.TCPConnector):
         return connection
 
 
-class BoundedHandler(ResponseHandler):
-    """One connection."""
-
+class _BoundedHandler(ResponseHandler):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self._arrived = 0
@@ -63,20 +59,15 @@ class BoundedHandler(ResponseHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin, and read in small pieces."""
         super().connection_made(transport)
-        self.read_at_once(READ_BYTES)
+        if hasattr(transport, "max_size"):
+            transport.max_size = READ_BYTES
         if hasattr(transport, "set_read_buffer_limits"):  # TLS keeps a store of its own.
             transport.set_read_buffer_limits(high=RECORD_BYTES)
 
     def set_response_params(self, **named: Any) -> None:
         """Begin with the next answer."""
         self._arrived = 0
-        self.read_at_once(READ_BYTES)
         super().set_response_params(**named)
-
-    def read_at_once(self, size: int) -> None:
-        """Read so many bytes at once, where the connection has a say in it: TLS reads as it ever does."""
-        if self.transport is not None and hasattr(self.transport, "max_size"):
-            self.transport.max_size = size
 
     def data_received(self, data: bytes) -> None:
         """Take what arrived, and give up when too much of it is no body."""

@@ -20,7 +20,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from models.settings import Settings
 from worker.address import check_port, parse_url
 from worker.body import SHARED_BYTES, BodyMemory, ContentDecoder, UnknownCodingError, make_decoder
-from worker.connection import FAST_READ_BYTES, READ_BYTES, BoundedConnector, BoundedHandler, FloodError
+from worker.connection import READ_BYTES, BoundedConnector, FloodError
 from worker.errors import AddressError
 from worker.proxy import Proxy, TargetCheck
 from worker.resolver import GuardedResolver, RefusedConnectError, SystemResolver, guard
@@ -140,15 +140,9 @@ class Received:
     async def read_some(self) -> bytes:
         """Wait for the next bytes of the body; none means the end. Raises httpx.TransportError."""
         try:
-            return await self._response.content.read(FAST_READ_BYTES)
+            return await self._response.content.read(READ_BYTES)
         except _CAUGHT as error:
             raise translate(error) from error
-
-    def read_fast(self) -> None:
-        """Read in large pieces to the end of this body: the memory for all of it is reserved."""
-        connection = self._response.connection  # None: all of it is here.
-        if connection is not None and isinstance(connection.protocol, BoundedHandler):
-            connection.protocol.read_at_once(FAST_READ_BYTES)
 
     def release(self) -> None:
         """Give the connection back, or close it when the body was not read to its end."""
