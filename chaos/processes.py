@@ -42,6 +42,7 @@ class Part:
         self.log = log
         self.environment = dict(environment)
         self.process: subprocess.Popen[bytes] | None = None
+        self._log_start = 0
         self._groups: list[int] = []
         self._asked: set[int] = set()
 
@@ -65,6 +66,7 @@ class Part:
         self.close_lifeline()
         read_end, self._write_end = os.pipe()
         with self.log.open("ab") as log:
+            self._log_start = log.tell()
             self.process = subprocess.Popen(
                 [str(PROGRAM), *self.arguments, "--lifeline", str(read_end)],
                 cwd="/",
@@ -139,6 +141,10 @@ class Part:
         mark = f"PIXTRAWL_HOME={self.environment['PIXTRAWL_HOME']}".encode()
         groups = set(self._groups)
         return [pid for pid, _, group in processes() if group in groups and mark in environ(pid)]
+
+    def words(self) -> str:
+        """What it has said since it was last started."""
+        return self.log.read_bytes()[self._log_start :].decode("utf-8", "replace")
 
     def said(self, words: str) -> bool:
         """Whether its log has these words."""

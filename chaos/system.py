@@ -233,9 +233,7 @@ class System:
 
 def leads(scheduler: Part) -> bool:
     """Whether this scheduler leads, by its own word."""
-    words = re.findall(
-        r"\] (leader|standby|database_away|scheduler_stopped)\b", scheduler.log.read_text("utf-8")
-    )
+    words = re.findall(r"\] (leader|standby|database_away|scheduler_stopped)\b", scheduler.words())
     return scheduler.running and words[-1:] == ["leader"]
 
 

@@ -3,9 +3,8 @@
 import random
 import signal
 import time
-from functools import partial
 
-from chaos.processes import Part, until
+from chaos.processes import until
 from chaos.registry import BrokenPromiseError, fault
 from chaos.system import System, leads
 from chaos.traps import SCHEDULER, TRAP_SECONDS_MAX, kill_at_a_statement, kill_owner
@@ -30,20 +29,9 @@ def kill_scheduler_at_a_message(system: System, _chance: random.Random) -> None:
 
 
 def _start_again(system: System) -> None:
-    """Until it leads again: whoever comes before would lead in its place."""
     for scheduler in system.schedulers:
         scheduler.wait(1)
-        before = _leads_said(scheduler)
         scheduler.start()
-        until(partial(_leads_more_than, scheduler, before), "the lead of a scheduler that was started again")
-
-
-def _leads_said(scheduler: Part) -> int:
-    return scheduler.log.read_text("utf-8").count("] leader")
-
-
-def _leads_more_than(scheduler: Part, before: int) -> bool:
-    return _leads_said(scheduler) > before
 
 
 @fault(full=5)
