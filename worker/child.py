@@ -43,7 +43,13 @@ Result = TypeVar("Result")
 
 
 class StuckError(Exception):
-    """A thread of this process hangs, so that only its end helps. The message is one sentence without its end."""
+    """Nothing can come of waiting, and nothing in this process can end what is waited for: only its own end helps.
+    The message is one sentence without its end.
+    """
+
+    def __init__(self, message: str, *, by_store: bool = False) -> None:
+        super().__init__(message)
+        self.by_store = by_store
 
 
 class Child:

@@ -30,7 +30,7 @@ from models.recording import Tally
 from models.settings import Settings
 from worker.candidate import Fetcher, PlainFetcher, begin_visit, closed_host, crawl_visit
 from worker.careful import careful_seconds_max
-from worker.child import ASIDE_MAX, Child
+from worker.child import ASIDE_MAX, Child, StuckError
 from worker.endings import end_tasks
 from worker.helper import START_SECONDS_MAX, HelperError
 from worker.host import Host, Turn
@@ -121,14 +121,6 @@ async def crawl_wholly(child: Child, chunk_id: int, attempt: int, aside: asyncio
 
 
 park = partial(hand_back_chunk, outcomes=(), available_in_seconds=AWAY_SECONDS)
-
-
-class StuckError(Exception):
-    """Nothing can come of waiting, and nothing in this process can end what is waited for."""
-
-    def __init__(self, message: str, *, by_store: bool = False) -> None:
-        super().__init__(message)
-        self.by_store = by_store
 
 
 def silence_seconds_max(settings: Settings) -> float:
