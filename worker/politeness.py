@@ -185,6 +185,7 @@ def _rules(settings: Settings) -> dict[str, Any]:
     """What politeness.lua goes by, in milliseconds."""
     return {
         "limit": settings.host_transfers,
+        "child_limit": settings.transfers,
         "pause": 1000 / settings.host_rate if settings.host_rate else 0,
         "patience": settings.host_patience_seconds * 1000,
         "failures": FAILURES_MAX,

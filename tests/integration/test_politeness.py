@@ -58,6 +58,24 @@ async def test_children_share_the_transfers_of_a_host(settings) -> None:
 
 
 @in_loop
+async def test_a_child_takes_no_more_slots_than_it_can_use(settings) -> None:
+    """One that comes first, with very many candidates of a host, leaves the rest to the next one's first report."""
+    peer = Peer(good)
+    settings = settings.model_copy(update={"host_transfers": 6, "transfers": 4})
+    slots = []
+    async with child(settings, "one") as one, child(settings, "two") as two:
+        for politeness in (one, two):
+            host = politeness.host(peer.name)
+            host.waiting = 1000
+            politeness.wanted(host)
+            async with asyncio.timeout(5):
+                while not host.asked_at:
+                    await asyncio.sleep(0.01)
+            slots.append(host.slots)
+    assert slots == [4, 2]
+
+
+@in_loop
 async def test_children_share_the_rate_of_a_host(settings) -> None:
     """Two children together start no more often than the operator allows, and not much less."""
     peer = Peer(good)
