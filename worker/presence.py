@@ -37,9 +37,14 @@ log = structlog.get_logger()
 _told = threading.Event()
 
 
+def worker_leaves() -> bool:
+    """Whether this worker was asked to stop."""
+    return LEAVING[0] != 0
+
+
 def leaving() -> bool:
     """Whether this worker was asked to stop, or this child by its pool: it hands its chunk back."""
-    return LEAVING[0] != 0 or _told.is_set()
+    return worker_leaves() or _told.is_set()
 
 
 def tell_aside(chunks: int) -> None:
@@ -66,6 +71,8 @@ def heeding_pool() -> Iterator[None]:
 def _tell_at_once(**_: object) -> None:
     """SIGTERM or Ctrl-C, in the handler itself: the parent may be waiting for a Redis that does not answer."""
     LEAVING[0] = 1
+    if TellChildren.waker is not None:
+        os.write(TellChildren.waker, b"!")
 
 
 class TellChildren(bootsteps.StartStopStep):
@@ -75,10 +82,17 @@ class TellChildren(bootsteps.StartStopStep):
     """
 
     requires = ("celery.worker.components:Pool",)
+    waker: int | None = None
+    """What is written here wakes the consumer's loop, which looks after a signal once a second."""
 
     def start(self, _worker: Any) -> None:
         """Begin as one that stays."""
         LEAVING[0] = 0
+        self.woken, TellChildren.waker = os.pipe()
+
+    def register_with_event_loop(self, _worker: Any, hub: Any) -> None:
+        """Let a loop of the consumer, which has a new one for each connection, be woken."""
+        hub.add_reader(self.woken, os.read, self.woken, 1)
 
     def close(self, worker: Any) -> None:
         """SIGTERM, Flower's shutdown or Ctrl-C: leave."""

@@ -69,7 +69,7 @@ async def test_a_child_takes_no_more_slots_than_it_can_use(settings) -> None:
             host.waiting = 1000
             politeness.wanted(host)
             async with asyncio.timeout(5):
-                while not host.asked_at:
+                while not host.asked_at:  # noqa: ASYNC110 - nothing tells when a child has asked.
                     await asyncio.sleep(0.01)
             slots.append(host.slots)
     assert slots == [4, 2]
