@@ -61,7 +61,8 @@ OTHER_KINDS = (
 class Container:
     """A complete file. Width, height (pixels) and frames are 0 where only the decoder can say.
 
-    ``decoding_bytes`` is the memory that decoding takes besides the file, ``scans`` how often it walks the image.
+    ``decoding_bytes`` is the memory that decoding takes besides the file, ``scans`` how often it walks the image,
+    ``scan`` where a JPEG's first scan has its header, ``exif`` a JPEG's EXIF block.
     """
 
     format: ImageFormat
@@ -70,6 +71,8 @@ class Container:
     frames: int
     decoding_bytes: int
     scans: int = 1
+    scan: int = 0
+    exif: bytes = b""
 
 
 def read_container(body: bytes) -> Container:
@@ -106,7 +109,16 @@ def _read_jpeg(body: bytes) -> Container:
         raise _cut()
     _check_tail(body, end)
     header = read_jpeg_header(body, parts_max=PARTS_MAX, scans_max=JPEG_SCANS_MAX)
-    return Container(ImageFormat.JPEG, header.width, header.height, 1, header.decoding_bytes, header.scans)
+    return Container(
+        ImageFormat.JPEG,
+        header.width,
+        header.height,
+        1,
+        header.decoding_bytes,
+        header.scans,
+        header.segments.scan,
+        header.segments.exif,
+    )
 
 
 def _read_png(body: bytes) -> Container:

@@ -12,13 +12,12 @@ from worker.container import (
     GIF_EXTENSION,
     GIF_IMAGE,
     JPEG_END,
-    PARTS_MAX,
     Container,
     gif_table_bytes,
     skip_gif_data,
 )
 from worker.errors import PictureError
-from worker.jpeg import EXIF_MARK, read_jpeg_segments
+from worker.jpeg import EXIF_MARK
 
 EXIF_ORIENTATION = 0x0112
 
@@ -77,9 +76,9 @@ def exif_orientation(exif: bytes) -> int:
 
 def _jpeg(body: bytes, container: Container) -> Header:
     """The image's own end must come behind its first scan: a thumbnail's stands before."""
-    segments = read_jpeg_segments(body, parts_max=PARTS_MAX)
-    body.rindex(JPEG_END, segments.scan + int.from_bytes(body[segments.scan : segments.scan + 2], "big"))
-    return Header(container.width, container.height, 1, exif_orientation(segments.exif))
+    scan = container.scan
+    body.rindex(JPEG_END, scan + int.from_bytes(body[scan : scan + 2], "big"))
+    return Header(container.width, container.height, 1, exif_orientation(container.exif))
 
 
 def _png(body: bytes, container: Container) -> Header:

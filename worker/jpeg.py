@@ -41,6 +41,7 @@ class JpegHeader:
     height: int
     scans: int
     decoding_bytes: int
+    segments: JpegSegments
 
 
 def read_jpeg_segments(body: bytes, *, parts_max: int) -> JpegSegments:
@@ -79,9 +80,10 @@ def read_jpeg_header(body: bytes, *, parts_max: int, scans_max: int) -> JpegHead
     segments = read_jpeg_segments(body, parts_max=parts_max)
     kind, height, width, components = segments.frame
     if kind in ONE_PASS and body[segments.scan + 2] == components:
-        return JpegHeader(width, height, 1, 0)
+        return JpegHeader(width, height, 1, 0, segments)
     scans = _count_scans(body, segments.scan, scans_max)
-    return JpegHeader(width, height, scans, _coefficient_bytes(width, height, segments.sampling))
+    decoding_bytes = _coefficient_bytes(width, height, segments.sampling)
+    return JpegHeader(width, height, scans, decoding_bytes, segments)
 
 
 def _next_marker(pattern: re.Pattern[bytes], body: bytes, position: int) -> tuple[int, int]:

@@ -5,8 +5,8 @@ Counts time only; what is done about it is the caller's.
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -27,6 +27,23 @@ class Timed:
     deadline: float
 
 
+class _Timing:
+    """A class, not a generator: every picture has two of it."""
+
+    __slots__ = ("_number", "_running", "_timed")
+
+    def __init__(self, running: dict[int, Timed], number: int, timed: Timed) -> None:
+        self._running = running
+        self._number = number
+        self._timed = timed
+
+    def __enter__(self) -> None:
+        self._running[self._number] = self._timed
+
+    def __exit__(self, *_: object) -> None:
+        del self._running[self._number]
+
+
 class Watchdog:
     """Calls under way with their deadlines. Safe to be used by many threads."""
 
@@ -35,15 +52,11 @@ class Watchdog:
         self._numbers = itertools.count()
         self._running: dict[int, Timed] = {}
 
-    @contextmanager
-    def timing(self, work: Work, seconds_max: float) -> Iterator[None]:
+    def timing(self, work: Work, seconds_max: float) -> AbstractContextManager[None]:
         """Count the body as under way: it is overdue after ``seconds_max``."""
-        number = next(self._numbers)
-        self._running[number] = Timed(work, seconds_max, self._clock() + seconds_max)
-        try:
-            yield
-        finally:
-            del self._running[number]
+        return _Timing(
+            self._running, next(self._numbers), Timed(work, seconds_max, self._clock() + seconds_max)
+        )
 
     def running(self) -> set[Work]:
         """What is under way."""
