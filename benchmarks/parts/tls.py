@@ -39,7 +39,8 @@ def measure(bench: Bench) -> Section:
     text = (
         f"{len(urls):,} pictures on as many hosts; certificates (P-256, twenty hosts each) by an authority of the "
         "benchmark's own, which everybody trusts by `SSL_CERT_FILE`; verification is on everywhere. The server, in "
-        f"Python, does its half of each handshake on the same processors. {PROCESSES} processes of {CONNECTIONS} "
-        f"connections; {len(rounds)} rounds."
+        "Python, does its half of each handshake on the same processors. Before its picture Pixtrawl asks each "
+        "host for its robots.txt and tdmrep.json, over the same connection; the others ask for neither. "
+        f"{PROCESSES} processes of {CONNECTIONS} connections; {len(rounds)} rounds."
     )
     return Section("\n".join([text, "", *rates(rounds, len(urls)), "", *ratios(rounds, PAIRS)]))
