@@ -5,6 +5,7 @@ Everything is checked as it passes. An input is never in memory whole, and is re
 
 import hashlib
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
@@ -42,7 +43,7 @@ class InputFile:
 
 
 @dataclass(slots=True)
-class Copy:
+class Copy(ABC):
     """Inputs, one after another in one object. ``blocks`` reads them; all else is known afterwards."""
 
     kind: ClassVar[SourceKind]
@@ -93,14 +94,14 @@ class Copy:
         return source | {name: value for name, value in said.items() if value is not None}
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """The object's name."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def content(self) -> list[object]:
         """What tells whether two copies have the same candidates: content, and where its files end."""
-        raise NotImplementedError
 
     def blocks(self) -> Iterator[bytes]:
         """Yield the object's bytes. Raises RequestError at the first input that is refused."""
@@ -114,8 +115,9 @@ class Copy:
             if self.candidates > CANDIDATES_MAX:
                 raise RequestError(f"One job takes at most {CANDIDATES_MAX:,} candidates.")
 
+    @abstractmethod
     def _blocks_of(self, given: Input) -> Iterator[bytes]:
-        raise NotImplementedError
+        """Yield the bytes of one input, and add to ``files`` what it was."""
 
 
 @dataclass(slots=True)

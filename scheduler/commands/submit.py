@@ -10,7 +10,7 @@ from scheduler.commands.options import ignore_opt_outs_option, json_option, user
 from scheduler.commands.preview import show_preview
 from scheduler.commands.quote import show_quote
 from scheduler.connect import open_database
-from scheduler.enqueue import DEFAULT_PROJECT
+from scheduler.enqueue import DEFAULT_PROJECT, Submission
 from scheduler.enqueue import submit as enqueue
 from scheduler.printing import print_json
 
@@ -79,7 +79,12 @@ def submit(
     if as_json:
         print_json(job)
         return 0
-    begins = begun(given, submission, max_images)
+    tell(submission, begun(given, submission, max_images), workers=workers)
+    return 0
+
+
+def tell(submission: Submission, begins: str, *, workers: int) -> None:
+    """Say what was queued, and what to do next; ``begins`` says what the job begins with."""
     if submission.candidates:
         click.echo(f"Job {submission.job_id}: {begins} queued in project {submission.project}")
     else:
@@ -89,4 +94,3 @@ def submit(
     if not workers:
         click.echo("No worker is running: start `pixtrawl up` in another terminal.", err=True)
     click.echo(f"Follow it with `pixtrawl watch {submission.job_id}`.", err=True)
-    return 0
