@@ -16,8 +16,9 @@ from aiohttp.helpers import set_exception
 # An eighth of the body comes on top: chunks of 50 bytes, while servers send thousands at once.
 FRAMING_BYTES = 1024 * 1024
 # What is read at once; a connection holds at most twice that of a body that nobody has taken yet. asyncio's own
-# quarter of a megabyte would be more, in 256 connections that wait for memory, than all bodies together.
-READ_BYTES = 32 * 1024
+# quarter of a megabyte would be more, in 256 connections that wait for memory, than all bodies together. More than
+# the longest field that is accepted: aiohttp measures what it was given at once.
+READ_BYTES = 20 * 1024
 
 # Every TLS connection has a buffer of this size from its beginning to its end, by asyncio a quarter of a megabyte:
 # 64 MiB in 256 of them. A TLS record has 16 KiB at most.

@@ -156,3 +156,29 @@ def test_endless_bodies_and_bombs_fit_into_what_transfers_share(tmp_path):
 def test_hostile_pictures_fit_into_a_child(tmp_path):
     """Pictures of 100 megapixels, the largest that are accepted, and crowds of parts, all at once."""
     _pictures(tmp_path)
+
+
+FAULTS = """
+import io, resource
+from PIL import Image
+from models.settings import Settings
+from worker.memory import give_large_blocks_back
+from worker.picture import inspect
+
+body = io.BytesIO()
+Image.effect_mandelbrot((900, 900), (-2, -1, 1, 1), 20).convert("RGB").save(body, "WEBP")
+settings = Settings()
+give_large_blocks_back()
+inspect(body.getvalue(), settings)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    inspect(body.getvalue(), settings)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 20)
+"""
+
+
+def test_a_picture_takes_the_memory_of_the_last_one():
+    """Memory that goes back to the system comes again page by page: 3,100 pages for a WebP like this one."""
+    command = [sys.executable, "-c", FAULTS]
+    faults = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    assert int(faults.stdout) < 200
