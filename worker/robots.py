@@ -154,5 +154,7 @@ def _decode(body: bytes) -> str:
 
 
 def _one_line(pattern: str) -> str:
-    """A value as protego may read it: what it takes for an end of line, and what is not ASCII, percent-encoded."""
-    return urllib.parse.quote(pattern, safe=string.punctuation)
+    """A value as protego may read it: what it takes for an end of line, and what is not ASCII, percent-encoded.
+    JSON may have half a character in it, which then matches nothing.
+    """
+    return urllib.parse.quote(pattern, safe=string.punctuation, errors="surrogatepass")

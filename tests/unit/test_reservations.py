@@ -169,6 +169,13 @@ def test_what_is_no_json_says_nothing(body):
     assert not Reservations.parse(body).rules
 
 
+def test_half_a_character_spoils_no_other_rule():
+    """JSON may say one, which no URL has."""
+    rules = [{"location": "/\ud800", "tdm-reservation": 1}, EXAMPLE[0]]
+    assert found(rules, "/x") is None
+    assert found(rules, "/a/x").location == "/a/"
+
+
 def test_a_byte_order_mark_is_passed_over():
     """Some editors write one."""
     body = b'\xef\xbb\xbf[{"location": "/", "tdm-reservation": 1}]'
