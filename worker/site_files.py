@@ -96,7 +96,7 @@ class _Question:
 
 async def _receive(transport: GuardedTransport, received: Received, target: ParsedURL) -> SiteFile:
     status = received.status
-    if status == 429 or status >= 500:
+    if status < 200 or status == 429 or status >= 500:
         raise UnreachableError(f"the server answered {status}")
     if not 200 <= status < 300:
         return SiteFile(target.url, b"", _now())

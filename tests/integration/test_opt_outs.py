@@ -168,7 +168,7 @@ async def test_without_a_robots_txt_everything_is_allowed(status):
         await child.admit(f"{server.origin}/a")
 
 
-@pytest.mark.parametrize("status", [429, 500, 502, 503, 599])
+@pytest.mark.parametrize("status", [101, 429, 500, 502, 503, 599])
 @in_loop
 async def test_while_robots_txt_cannot_be_read_nothing_is(status, monkeypatch):
     """An overloaded or broken server is asked twice for it and for nothing else; the evidence says why. Later it is
