@@ -31,6 +31,7 @@ _URL = re.compile(
 )
 _HOST = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.?")
 _ENDS_IN_A_NUMBER = re.compile(r"(?:^|\.)(?:[0-9]+|0x[0-9a-f]*)\.?$")
+_DOT_SEGMENT = re.compile(r"(?<=/)(?:\.|%2e){1,2}(?=/|$)", re.IGNORECASE)
 _UNSAFE_IN_LOCATION = re.compile(rb"[\x80-\xff ]")
 
 # Addresses that are not globally reachable, from IANA's special-purpose registries (RFC 6890 and later ones).
@@ -88,6 +89,18 @@ class ParsedURL(NamedTuple):
         """Scheme, host and port: what robots.txt and politeness are about."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}:{self.port}"
+
+    @property
+    def readings(self) -> tuple[str, ...]:
+        """The URL; and, if its path has dot segments, as a server resolves them (RFC 3986, section 6.2.2.3).
+        What is said about paths is said about both.
+        """
+        if "/." not in self.url and "/%2" not in self.url:
+            return (self.url,)
+        path, mark, query = self.url.partition("?")
+        start = path.index("/", len("https://")) + 1
+        dotted = _DOT_SEGMENT.sub(_plain_dots, path[start - 1 :])
+        return self.url, f"{path[:start]}{_without_dots(dotted[1:])}{mark}{query}"
 
 
 def parse_url(text: str) -> ParsedURL:
@@ -259,6 +272,10 @@ def _percent_encode(rest: str) -> str:
     except UnicodeEncodeError:
         raise AddressError(Reason.INVALID_URL, "the URL is not valid Unicode") from None
     return re.sub(rb"[\x80-\xff]", lambda found: b"%%%02X" % found[0][0], raw).decode("ascii")
+
+
+def _plain_dots(segment: re.Match[str]) -> str:
+    return segment[0].lower().replace("%2e", ".")
 
 
 def _without_dots(path: str) -> str:

@@ -193,7 +193,7 @@ def _read_tdmrep(content: Mapping[str, Any]) -> Tdmrep:
 
 
 def _check_robots(robots: Robots, url: ParsedURL) -> None:
-    line = robots.rules.refusal(url.url)
+    line = next(filter(None, map(robots.rules.refusal, url.readings)), None)
     if line is not None:
         evidence = Evidence(
             Declaration.ROBOTS_TXT,
@@ -218,7 +218,7 @@ def _check_robots(robots: Robots, url: ParsedURL) -> None:
 
 
 def _check_tdmrep(tdmrep: Tdmrep, url: ParsedURL) -> None:
-    rule = tdmrep.reservations.reservation(url.url)
+    rule = next(filter(None, map(tdmrep.reservations.reservation, url.readings)), None)
     if rule is not None:
         evidence = Evidence(
             Declaration.TDMREP_JSON,

@@ -121,6 +121,20 @@ async def test_what_robots_disallows_is_never_asked_for():
 
 
 @in_loop
+async def test_dots_in_a_path_lead_past_no_rule():
+    """What a server would find behind them is what is refused."""
+    async with serve(by_path({ROBOTS: PRIVATE, TDMREP: RESERVED})) as server, crawler() as child:
+        for path, reason in (
+            ("/a/../private/b", Reason.ROBOTS),
+            ("/%2e/private/b", Reason.ROBOTS),
+            ("/private/../a", Reason.ROBOTS),
+            ("/a/%2E./mined/b", Reason.OPT_OUT),
+        ):
+            assert (await failure(child.fetch(server.origin + path))).reason is reason
+    assert targets(server) == [ROBOTS, TDMREP]
+
+
+@in_loop
 async def test_a_crawl_delay_is_told_before_the_next_request():
     """Whoever paces requests hears of it first, and gives tdmrep.json a turn of its own."""
     heard = []

@@ -132,6 +132,27 @@ def test_an_origin_names_its_port():
     assert parse_url("http://[::1]/x").origin == "http://[::1]:80"
 
 
+@pytest.mark.parametrize(
+    ("path", "resolved"),
+    [
+        ("/a/../b", "/b"),
+        ("/./b?/../c", "/b?/../c"),
+        ("/a/%2e%2E/%2e/b", "/b"),
+        ("/a/.%2e", "/"),
+        ("/a/..?b", "/?b"),
+        ("/a/.b/..c/.../d.", None),
+        ("/a?/../b", None),
+        ("/a%2f../b", None),
+    ],
+)
+def test_a_path_with_dots_has_two_readings(path, resolved):
+    """As it stands, and as servers and browsers resolve it."""
+    url = f"http://example.com{path}"
+    readings = parse_url(url).readings
+    assert readings[0] == url
+    assert readings[-1] == (f"http://example.com{resolved}" if resolved else url)
+
+
 def test_a_literal_is_told_from_a_name():
     """Hosts that are addresses are known without a lookup."""
     assert is_literal("127.0.0.1")
