@@ -32,6 +32,7 @@ _URL = re.compile(
 _HOST = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.?")
 _ENDS_IN_A_NUMBER = re.compile(r"(?:^|\.)(?:[0-9]+|0x[0-9a-f]*)\.?$")
 _DOT_SEGMENT = re.compile(r"(?<=/)(?:\.|%2e){1,2}(?=/|$)", re.IGNORECASE)
+_BEFORE_PATH = re.compile(r"(?:[a-z][a-z0-9+.-]*:)?//[^/?#]*", re.IGNORECASE)
 _UNSAFE_IN_LOCATION = re.compile(rb"[\x80-\xff ]")
 
 # Addresses that are not globally reachable, from IANA's special-purpose registries (RFC 6890 and later ones).
@@ -132,13 +133,16 @@ def resolve_location(base: ParsedURL, location: str) -> ParsedURL:
     """Find where a Location header leads (RFC 9110, section 10.2.2) and check it as any URL.
 
     An absolute URL or path stays byte-exact: signed ones would break. Spaces and bytes that are not ASCII are
-    percent-encoded, as browsers do. Raises AddressError.
+    percent-encoded behind the host, as browsers do. Raises AddressError.
     """
+    location = location.strip(" \t")
+    found = _BEFORE_PATH.match(location)
+    host = found[0] if found else ""
     try:
-        raw = location.strip(" \t").encode("utf-8", "surrogateescape")
+        raw = location[len(host) :].encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         raise AddressError(Reason.INVALID_URL, "the Location header is not valid Unicode") from None
-    location = _UNSAFE_IN_LOCATION.sub(lambda found: b"%%%02X" % found[0][0], raw).decode("ascii")
+    location = host + _UNSAFE_IN_LOCATION.sub(lambda found: b"%%%02X" % found[0][0], raw).decode("ascii")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", location):
         return parse_url(location)
     scheme, _, after = base.url.partition("://")

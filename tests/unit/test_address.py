@@ -348,6 +348,8 @@ def test_a_location_ends_in_a_url_or_a_refusal(location):
         ("https://other.example/x%27?y=%3d", "https://other.example/x%27?y=%3d"),
         ("HTTP://Other.example", "http://other.example/"),
         ("//other.example/x", "http://other.example/x"),
+        ("https://bücher.example/ü", "https://xn--bcher-kva.example/%C3%BC"),
+        ("//BÜCHER.example?ü", "http://xn--bcher-kva.example/?%C3%BC"),
         ("/x/%7Ey?z", "http://example.com:81/x/%7Ey?z"),
         ("x.png", "http://example.com:81/a/x.png"),
         ("./x.png?d=1/2", "http://example.com:81/a/x.png?d=1/2"),
@@ -368,7 +370,16 @@ def test_a_location_is_resolved(location, url):
 
 
 @pytest.mark.parametrize(
-    "location", ["javascript:alert(1)", "mailto:a@b", "data:image/png;base64,", "http://", "http:x"]
+    "location",
+    [
+        "javascript:alert(1)",
+        "mailto:a@b",
+        "data:image/png;base64,",
+        "http://",
+        "http:x",
+        "http://a b.example/",
+        "http://b\udcfccher.example/",
+    ],
 )
 def test_a_location_of_another_kind_is_refused(location):
     """Only http and https are followed."""
