@@ -30,6 +30,7 @@ from worker.container import JPEG_SCANS_MAX, Container, read_container, tell_for
 from worker.errors import PictureError
 from worker.header import exif_orientation, read_header
 from worker.memory import bounded_memory
+from worker.png import PngChunks
 
 # The allow-list is a class per format rather than Image.open(formats=…): the same decoders, without the step
 # that turns a JPEG into an MPO and refuses good pictures whose list of further pictures is out of date.
@@ -69,9 +70,8 @@ JPEG_PASSES_MAX = 20
 STRIP_ROWS = 64
 # While an AVIF is decoded under a limit, the other threads of a child may take this much: all that transfers may.
 OTHERS_BYTES = 48 * 1024 * 1024
-# Pillow keeps text that a PNG has compressed.
-PngImagePlugin.MAX_TEXT_MEMORY = 16 * 1024 * 1024
-
+# Pillow's PNG decoder has no other way in.
+PngImagePlugin.PngStream = PngChunks  # type: ignore[misc]
 # The children of a worker fill the cores already.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 

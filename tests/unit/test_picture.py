@@ -262,6 +262,23 @@ def test_wrong_png_checksum_is_found():
     assert reason_of(bytes(body)) is Reason.CORRUPT
 
 
+@pytest.mark.parametrize("kind", [b"tEXt", b"zTXt", b"iCCP", b"gAMA", b"pHYs", b"sRGB", b"eXIf", b"prVt"])
+def test_what_makes_no_pixels_spoils_no_picture(kind):
+    """A PNG with an ancillary chunk that is cut, odd or has a wrong checksum is shown by every viewer."""
+    body = BODIES["png"]
+    wrong_checksum = png_chunk(kind, b"k\0" + bytes(30))[:-4] + bytes(4)
+    for chunk in (wrong_checksum, png_chunk(kind, b""), png_chunk(kind, b"k\0\x09x")):
+        for place in (33, len(body) - 12):
+            assert inspect(body[:place] + chunk + body[place:], SETTINGS).width == 96
+
+
+def test_long_words_spoil_no_picture():
+    """A colour profile or a history of edits of three megabytes is honest."""
+    for kind in (b"iCCP", b"zTXt"):
+        chunk = png_chunk(kind, b"k\0\0" + zlib.compress(bytes(3_000_000)))
+        assert inspect(BODIES["png"][:33] + chunk + BODIES["png"][33:], SETTINGS).width == 96
+
+
 def test_broken_later_frame_is_found():
     """An animation whose first frame is fine and whose last one cannot be decoded is corrupt."""
     body = BODIES["png-animated"]
