@@ -40,64 +40,50 @@ def celery_name(worker: Command) -> str:
     return f"worker-{worker.process.pid}@{socket.gethostname()}"
 
 
-def busy_job(engine, site, tmp_path):
+def busy_job(engine, site, folder):
     """A job of one chunk with stored pictures and transfers that hang."""
     urls = [f"{site.url}/free/{number}" for number in range(20)]
     urls += [f"{site.url}/held/{number}" for number in range(100)]
-    job = new_crawl(engine, urls, (tmp_path / "images").as_uri())
-    until(lambda: site.waiting == 100 and len(list((tmp_path / "images").glob("*.png"))) == 20, "transfers")
+    site.hold()
+    job = new_crawl(engine, urls, folder.as_uri())
+    until(lambda: site.waiting == 100 and len(list(folder.glob("*.png"))) == 20, "transfers")
     return job
 
 
-@pytest.mark.parametrize("way", ["SIGTERM", "SIGINT", "Flower", "child"])
+def leave(worker, control, way) -> None:
+    """Tell a worker, or its only child, to leave."""
+    if way == "Flower":
+        control.shutdown(destination=[celery_name(worker)])
+    elif way == "child":  # As Celery's autoscaler and Flower's pool shrink do.
+        os.kill(children_of(worker)[0], signal.SIGTERM)
+    else:
+        worker.interrupt(signal.Signals[way])
+
+
 def test_a_worker_that_leaves_hands_its_chunk_back(
-    engine, services, database_url, control, site, tmp_path, way
+    engine, services, database_url, control, site, tmp_path
 ) -> None:
     """Within five seconds, with what is done, and no retry counted; another worker goes on with the rest."""
     with Fleet(tmp_path, database_url, services.redis_url, checkpoint_seconds=60) as fleet:
         scheduler, worker = fleet.both()
-        job = busy_job(engine, site, tmp_path)
-        began = time.monotonic()
-        if way == "Flower":
-            control.shutdown(destination=[celery_name(worker)])
-        elif way == "child":  # As Celery's autoscaler and Flower's pool shrink do.
-            os.kill(children_of(worker)[0], signal.SIGTERM)
-        else:
-            worker.interrupt(signal.Signals[way])
-        until(lambda: read_job(engine, job.id)["active_chunks"] == 0, "the chunk handed back", 10)
-        assert time.monotonic() - began < 5
-        chunk = read_chunk(engine, job.chunk_ids[0])
-        assert (chunk["accepted"], chunk["retry_count"]) == (20, 0)
-        site.release()
-        if way != "child":
-            assert worker.wait(10) == (130 if way == "SIGINT" else 0), worker.errors
-            assert time.monotonic() - began < 10
-            fleet.worker()
-        row = ended(engine, job)
-        assert (row["status"], row["valid_images"], row["failures"]) == ("completed", 120, {})
+        for way in ("child", "SIGTERM", "SIGINT", "Flower"):
+            job = busy_job(engine, site, tmp_path / f"images-{way}")
+            began = time.monotonic()
+            leave(worker, control, way)
+            until(
+                lambda job=job: read_job(engine, job.id)["active_chunks"] == 0, f"the chunk back: {way}", 10
+            )
+            assert time.monotonic() - began < 5, way
+            chunk = read_chunk(engine, job.chunk_ids[0])
+            assert (chunk["accepted"], chunk["retry_count"]) == (20, 0), way
+            site.release()
+            if way != "child":
+                assert worker.wait(10) == (130 if way == "SIGINT" else 0), worker.errors
+                assert time.monotonic() - began < 10, way
+                worker = fleet.worker()
+            row = ended(engine, job)
+            assert (row["status"], row["valid_images"], row["failures"]) == ("completed", 120, {}), way
         assert said(scheduler, "chunk_rescued") == 0
-    check_books(engine)
-
-
-def test_a_rolling_restart_loses_nothing(engine, services, database_url, site, tmp_path) -> None:
-    """Two workers, replaced in turn while a job runs: no lease is lost, no failure counted, every picture there."""
-    # Every other chunk has held pictures: there is work under way until they are released, and some that ends.
-    urls = [f"{site.url}/{'held' if number % 200 == 0 else 'free'}/{number}" for number in range(3000)]
-    with Fleet(tmp_path, database_url, services.redis_url, transfers=32, lease_seconds=60) as fleet:
-        scheduler, first = fleet.both()
-        workers = [first, fleet.worker()]
-        job = new_crawl(engine, urls, (tmp_path / "images").as_uri(), chunk_size=100)
-        for _ in range(4):
-            until(lambda: site.waiting, "work under way")
-            leaving = workers.pop(0)
-            leaving.interrupt(signal.SIGTERM)
-            workers.append(fleet.worker())
-            assert leaving.wait(10) == 0, leaving.errors
-        site.release()
-        row = ended(engine, job, 120)
-        assert (row["status"], row["valid_images"], row["failures"]) == ("completed", 3000, {})
-        assert said(scheduler, "chunk_rescued") == 0
-        assert query(engine, "SELECT max(retry_count) FROM job_chunks") == [(0,)]
     check_books(engine)
 
 

@@ -32,8 +32,12 @@ class LoopbackSite:
         self._thread.join(10)
 
     def release(self) -> None:
-        """Let what is held go, now and from now on."""
+        """Let what is held go, now and until ``hold``."""
         self.loop.call_soon_threadsafe(self.released.set)
+
+    def hold(self) -> None:
+        """Hold back again what is asked for from now on."""
+        self.loop.call_soon_threadsafe(self.released.clear)
 
     async def answer(self, request: web.BaseRequest) -> web.Response:
         """What a request gets; cancelled when its client goes away."""
