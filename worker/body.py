@@ -20,6 +20,8 @@ SHARED_BYTES = 12 * 1024 * 1024
 FIRST_BYTES = 512 * 1024
 # Who holds the last memory, for which others wait, must be so fast, in bytes a second.
 LAST_RATE_MIN = 32 * 1024
+LAST_SILENCE_SECONDS = 3.0
+"""And never silent for longer."""
 RATE_GRACE_SECONDS = 10.0
 # Members of a gzip body. One is the rule; each costs a decompressor, and an empty one takes 20 bytes.
 MEMBERS_MAX = 1000
@@ -300,7 +302,7 @@ class BodyReader:
         expected = self._lease.first_bytes(self._bytes_max) if decoder or length is None else length
         pieces = Pieces()
         self._started = self._clock()
-        while chunk := await source.read_some():
+        while chunk := await self._next(source):
             self._count(chunk, self._clock() - self._started)
             if decoder is None:
                 await self._grow(len(chunk), expected)
@@ -313,6 +315,16 @@ class BodyReader:
             _finish(decoder)
         self._lease.shrink_to(self._size)
         return pieces.whole()
+
+    async def _next(self, source: Source) -> bytes:
+        if not self._lease.holds_last:
+            return await source.read_some()
+        try:
+            async with asyncio.timeout(LAST_SILENCE_SECONDS):
+                return await source.read_some()
+        except TimeoutError:
+            detail = f"nothing of a large body arrived for {LAST_SILENCE_SECONDS:g} seconds"
+            raise TransferError(Reason.TOO_SLOW, detail) from None
 
     def _count(self, chunk: bytes, elapsed_seconds: float) -> None:
         self.wire_bytes += len(chunk)

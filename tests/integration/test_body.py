@@ -228,6 +228,22 @@ async def test_who_holds_the_last_memory_must_be_fast():
         assert get.transport.memory.last.free_bytes == 20 * 1024 * 1024
 
 
+@pytest.mark.parametrize("header", [b"", b"Content-Length: 20000000\r\n"])
+@in_loop
+async def test_who_holds_the_last_memory_must_not_fall_silent(monkeypatch, header):
+    """A large body that stops arriving gives its memory to those that wait, long before other silences end."""
+    monkeypatch.setattr(body_module, "LAST_SILENCE_SECONDS", 0.2)
+
+    async def answer(_, write):
+        await write(b"HTTP/1.1 200 OK\r\n" + header + b"\r\n" + bytes(FIRST_BYTES + 1))
+        await asyncio.Event().wait()
+
+    async with serve(answer) as server, door() as get:
+        error = await failure(get(f"{server.origin}/"))
+        assert error.reason is Reason.TOO_SLOW
+        assert get.transport.memory.last.free_bytes == 20 * 1024 * 1024
+
+
 @in_loop
 async def test_waiting_for_memory_stops_the_clock():
     """A large body waits for memory longer than its deadline and is whole; a small one passes meanwhile."""
