@@ -22,7 +22,7 @@ BLOCKED_SECONDS_MAX = 11
 
 OPEN_JOBS = "SELECT id FROM crawl_jobs WHERE completed_at IS NULL"
 LOCK_JOB = text("SELECT FROM crawl_jobs WHERE id = :id FOR UPDATE")
-STUCK = "SELECT FROM job_chunks WHERE retry_count > 0 LIMIT 1"
+CONVICTED = "SELECT FROM failures WHERE reason = 'worker_lost' LIMIT 1"
 
 
 @fault(full=200, gap_seconds=2)
@@ -195,4 +195,4 @@ def kill_everything(system: System, chance: random.Random) -> None:
 @fault(full=3, deadline_seconds=150, poison=1)
 def poison_image(system: System, _chance: random.Random) -> None:
     """A picture that no decoder ends: it alone is worker_lost."""
-    until(lambda: system.query(STUCK), "a chunk whose decoder was given up")
+    until(lambda: system.query(CONVICTED), "a picture that was given up")
