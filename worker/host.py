@@ -87,9 +87,12 @@ class Host:
         """A transfer starts: ``wait_seconds`` was 0."""
         self.busy += 1
         if self.paced:
-            # A start that comes late does not bring the next one closer than half of the pause.
+            # A start that comes late does not bring the next one here closer than half of the pause, nor than the
+            # owner asked for.
             begun = max(time.monotonic(), self.starts.popleft())
-            self.not_before = max(self.not_before, begun + self.pause_seconds / 2)
+            self.not_before = max(
+                self.not_before, begun + max(self.pause_seconds / 2, self.delay_seconds or 0.0)
+            )
         return Turn(self)
 
     def want(self) -> int:
@@ -141,11 +144,11 @@ class Host:
             return True
         return now >= self.asked_at + LEASE_SECONDS / 3
 
-    def report(self) -> dict[str, Any]:
-        """What politeness.lua is told, in milliseconds."""
+    def report(self, most: int) -> dict[str, Any]:
+        """What politeness.lua is told, in milliseconds. Slots beyond ``most`` cannot be used: others have them."""
         news = self.news or News()
         return {
-            "want": self.want(),
+            "want": min(self.want(), most),
             "busy": self.busy,
             "have": len(self.starts),
             "need": max(0, self.waiting - len(self.starts)),

@@ -84,8 +84,6 @@ end
 
 for i, key in ipairs(KEYS) do
   local report = cjson.decode(ARGV[1 + i])
-  -- Slots that a child cannot use are for others.
-  report.want = math.min(report.want, rules.child_limit)
   local host = { limit = rules.limit, pause = 0, edge = 0, run = 0, answers = 0, seen = now, cost = 1000,
     calm = 0, next = 0, ['until'] = 0, down = 0, refused = 0,
     closed = 0, base = 0, delay = 0, why = '', detail = '' }

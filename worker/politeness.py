@@ -63,6 +63,7 @@ class Politeness:
         """What is called with the names of hosts of which something new is known; one for each chunk."""
         self._keeper: asyncio.Task[None] | None = None
         self._rules = json.dumps(_rules(settings) | {"child": child})
+        self._transfers = settings.transfers
         self._hosts: dict[str, Host] = {}
         self._wanted = asyncio.Event()
         self._alone_until = 0.0
@@ -166,7 +167,8 @@ class Politeness:
             heard(names)
 
     async def _ask_redis(self, hosts: Sequence[Host]) -> bool:
-        arguments = [self._rules, *(json.dumps(host.report()) for host in hosts)]
+        most = self._transfers * max(1, len(self._heard))
+        arguments = [self._rules, *(json.dumps(host.report(most)) for host in hosts)]
         for host in hosts:
             host.news = None
         asked_at = time.monotonic()
@@ -185,7 +187,6 @@ def _rules(settings: Settings) -> dict[str, Any]:
     """What politeness.lua goes by, in milliseconds."""
     return {
         "limit": settings.host_transfers,
-        "child_limit": settings.transfers,
         "pause": 1000 / settings.host_rate if settings.host_rate else 0,
         "patience": settings.host_patience_seconds * 1000,
         "failures": FAILURES_MAX,

@@ -3,11 +3,11 @@
 from celery.signals import worker_init, worker_process_init, worker_process_shutdown
 
 from worker.app import CRAWL_CHUNK, DISCOVER, app
-from worker.child import Child, leave_at_once
+from worker.child import Child
 from worker.crawl import crawl_chunk as crawl
 from worker.discover import make_step
 from worker.helper import leave_with_parent
-from worker.presence import Heartbeat, TellChildren, heeding_pool, worker_leaves
+from worker.presence import Heartbeat, TellChildren, heeding_pool
 from worker.transport import trusted
 
 app.steps["worker"].add(TellChildren)
@@ -41,8 +41,6 @@ def _close(**_: object) -> None:
     if _child is not None:
         _child.close()
         _child = None
-    if worker_leaves():
-        leave_at_once(0)  # Its pool would let it sleep for a second, to be replaced.
 
 
 @app.task(name=CRAWL_CHUNK)

@@ -196,12 +196,12 @@ def test_stragglers_hold_no_connection_of_the_next_chunk(
     """A child with one transfer at once has one for each chunk: what is aside does not count."""
     monkeypatch.setattr(presence, "ASIDE", mmap.mmap(-1, 8))
     _, messages = queue_pair(engine, site, tmp_path)
-    child = Child(settings.model_copy(update={"transfers": 1}))
+    child = Child(settings.model_copy(update={"transfers": 1, "read_seconds_max": 45}))
     try:
         crawl(child, messages[0])
         assert (site.waiting, len(child.aside_chunks)) == (1, 1)
         next_one = begin(child, messages[1])
-        wait([next_one], timeout=10)  # A straggler would end by itself after 15 seconds.
+        wait([next_one], timeout=30)  # A straggler would end by itself after 45 seconds.
         assert (next_one.done(), site.waiting) == (True, 1)
         assert read_chunk(engine, messages[1].chunk_id)["accepted"] == 5
     finally:

@@ -290,7 +290,7 @@ def test_a_cancelled_chunk_does_not_wait_for_a_name_server(engine, child, settin
     with ThreadPoolExecutor(1) as thread:
         cancelled = thread.submit(cancel_while_resolving)
         child.run(crawl_without_names(message))
-        assert time.monotonic() - cancelled.result() < 2
+        assert time.monotonic() - cancelled.result() < 6  # A connect may take 10 seconds.
     assert read_job(engine, job.id)["failures"] == {"cancelled": 300}
     check_books(engine)
 

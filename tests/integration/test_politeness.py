@@ -153,7 +153,9 @@ async def test_a_delay_of_robots_txt_spaces_the_requests_of_all(settings) -> Non
         await first
     asked = peer.asked
     assert len(asked) == 10
-    assert min(later - earlier for earlier, later in itertools.pairwise(asked)) > 0.15
+    # One that comes late, on a busy machine, does not put off those of the other child.
+    assert min(later - earlier for earlier, later in itertools.pairwise(asked)) > 0.1
+    assert asked[-1] - asked[0] > 9 * 0.2 - 0.1
 
 
 @in_loop
