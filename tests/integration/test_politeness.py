@@ -111,7 +111,7 @@ async def test_a_dead_host_is_given_up_by_all(settings) -> None:
         assert tries < 40
         assert len(await crawl(two, peer.candidates(1000), peer)) == 1000
         assert len(peer.asked) == tries
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20  # Each by itself would take a minute.
         dead = False
         redis = open_redis(settings)
         await redis.hset(rules.KEY + peer.name, "closed", "1")
