@@ -9,7 +9,7 @@ import functools
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 from multidict import CIMultiDictProxy
@@ -40,6 +40,7 @@ ADMIT_SECONDS_MAX = 2 * (SECONDS_MAX + CLAIM_SECONDS)
 
 ALL = frozenset(OptOut)
 Headers = CIMultiDictProxy[str]
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,8 +193,13 @@ def _read_tdmrep(content: Mapping[str, Any]) -> Tdmrep:
     return Tdmrep(content["source"], _time(content["at"]), Reservations(rules))
 
 
+def _said(find: Callable[[str], Found | None], url: ParsedURL) -> Found | None:
+    """What ``find`` finds said about a URL, in whichever of its readings."""
+    return next(filter(None, map(find, url.readings)), None)
+
+
 def _check_robots(robots: Robots, url: ParsedURL) -> None:
-    line = next(filter(None, map(robots.rules.refusal, url.readings)), None)
+    line = _said(robots.rules.refusal, url)
     if line is not None:
         evidence = Evidence(
             Declaration.ROBOTS_TXT,
@@ -218,7 +224,7 @@ def _check_robots(robots: Robots, url: ParsedURL) -> None:
 
 
 def _check_tdmrep(tdmrep: Tdmrep, url: ParsedURL) -> None:
-    rule = next(filter(None, map(tdmrep.reservations.reservation, url.readings)), None)
+    rule = _said(tdmrep.reservations.reservation, url)
     if rule is not None:
         evidence = Evidence(
             Declaration.TDMREP_JSON,
