@@ -32,8 +32,8 @@ from worker.room import ROOM
 from worker.watchdog import Watchdog, Work
 
 HERE_BYTES_MAX = 32 * 1024 * 1024
-"""What decoding one picture may take in a child itself: one of two megapixels in WebP, of six in PNG, of ten in a
-progressive JPEG, of fifty in any other.
+"""What decoding one picture may take in a child itself: one of two megapixels in AVIF, of six in PNG or lossless
+WebP, of ten in a progressive JPEG, of fifty in any other.
 """
 BURY_SECONDS_MAX = 10
 IDLE_SECONDS = 60.0

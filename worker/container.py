@@ -19,7 +19,8 @@ PARTS_MAX = 100_000
 # Each scan of a JPEG walks the whole image again and can cost four bytes. Cameras and encoders use ten.
 JPEG_SCANS_MAX = 500
 # What decoding was measured to take for each pixel: decoder, Pillow's copy, and the frames that are kept between.
-WEBP_BYTES, WEBP_ANIMATION_BYTES = 16, 20
+WEBP_BYTES = {b"VP8 ": 0, b"VP8L": 5, b"ALPH": 3, b"ANMF": 20}
+WEBP_WIDTH_BYTES = 96
 AVIF_BYTES, AVIF_ANIMATION_BYTES = 16, 22
 ANIMATION_BYTES = 17
 PNG_BYTES = {
@@ -61,8 +62,9 @@ OTHER_KINDS = (
 class Container:
     """A complete file. Width, height (pixels) and frames are 0 where only the decoder can say.
 
-    ``decoding_bytes`` is the memory that decoding takes besides the file, ``scans`` how often it walks the image,
-    ``scan`` where a JPEG's first scan has its header, ``exif`` a JPEG's EXIF block.
+    ``decoding_bytes`` is the memory that decoding takes besides the file: exactly so much at most, or only by what
+    the file says where ``may_lie``. ``shrinks``: its decoder can make it small as it goes. ``scans``: how often it
+    walks the image; ``scan``: where a JPEG's first scan has its header; ``exif``: a JPEG's EXIF block.
     """
 
     format: ImageFormat
@@ -70,6 +72,8 @@ class Container:
     height: int
     frames: int
     decoding_bytes: int
+    may_lie: bool = False
+    shrinks: bool = False
     scans: int = 1
     scan: int = 0
     exif: bytes = b""
@@ -115,9 +119,10 @@ def _read_jpeg(body: bytes) -> Container:
         header.height,
         1,
         header.decoding_bytes,
-        header.scans,
-        header.segments.scan,
-        header.segments.exif,
+        shrinks=True,
+        scans=header.scans,
+        scan=header.segments.scan,
+        exif=header.segments.exif,
     )
 
 
@@ -163,7 +168,7 @@ def _read_webp(body: bytes) -> Container:
     file_end = 8 + int(struct.unpack_from("<I", body, 4)[0])
     if file_end > len(body):
         raise _cut()
-    position, width, height, frames, parts = 12, 0, 0, 0, 0
+    position, width, height, frames, parts, pixel_bytes = 12, 0, 0, 0, 0, 0
     while position + 8 <= file_end:
         parts = _count(parts)
         kind, length = struct.unpack_from("<4sI", body, position)
@@ -172,10 +177,19 @@ def _read_webp(body: bytes) -> Container:
         size = _webp_size(body, kind, position + 8)
         width, height = max(width, size[0]), max(height, size[1])
         frames += kind == b"ANMF"
+        pixel_bytes = max(pixel_bytes, WEBP_BYTES.get(kind, 0))
         position += 8 + length + (length & 1)
     _check_tail(body, file_end)
-    pixel_bytes = WEBP_ANIMATION_BYTES if frames > 1 else WEBP_BYTES
-    return Container(ImageFormat.WEBP, width, height, frames or 1, width * height * pixel_bytes)
+    return Container(
+        ImageFormat.WEBP,
+        width,
+        height,
+        frames or 1,
+        width * height * pixel_bytes + width * WEBP_WIDTH_BYTES,
+        # What is lossless may have tens of thousands of code tables, of five kilobytes each.
+        may_lie=pixel_bytes > 0,
+        shrinks=not frames,
+    )
 
 
 def _webp_size(body: bytes, kind: bytes, start: int) -> tuple[int, int]:
@@ -258,7 +272,7 @@ def _read_avif(body: bytes) -> Container:
         raise _cut()
     _check_tail(body, position)
     pixel_bytes = AVIF_ANIMATION_BYTES if b"avis" in _brands(body) else AVIF_BYTES
-    return Container(ImageFormat.AVIF, width, height, 0, width * height * pixel_bytes)
+    return Container(ImageFormat.AVIF, width, height, 0, width * height * pixel_bytes, may_lie=True)
 
 
 def _avif_size(body: bytes, start: int, end: int) -> tuple[int, int]:

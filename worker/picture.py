@@ -31,6 +31,7 @@ from worker.errors import PictureError
 from worker.header import exif_orientation, read_header
 from worker.memory import bounded_memory
 from worker.png import PngChunks
+from worker.webp import decode_shrunk
 
 # The allow-list is a class per format rather than Image.open(formats=…): the same decoders, without the step
 # that turns a JPEG into an MPO and refuses good pictures whose list of further pictures is out of date.
@@ -130,16 +131,14 @@ def inspect(
     if here_bytes_max is not None and container.decoding_bytes > here_bytes_max:
         raise LargePictureError(container.decoding_bytes)
     Image.MAX_IMAGE_PIXELS = settings.image_pixels_max
-    # An AVIF says what it holds in two places, and its decoder believes the other one.
-    is_trusted = container.format is not ImageFormat.AVIF
     limit_bytes = settings.decode_bytes_max if here_bytes_max is None else here_bytes_max + OTHERS_BYTES
     try:
-        with contextlib.nullcontext() if is_trusted else bounded_memory(limit_bytes):
+        with bounded_memory(limit_bytes) if container.may_lie else contextlib.nullcontext():
             return _decode(body, container, settings)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PictureError(Reason.TOO_MANY_PIXELS, str(error)) from None
     except DECODER_ERRORS as error:
-        if not is_trusted and here_bytes_max is not None:
+        if container.may_lie and here_bytes_max is not None:
             # It may be broken, and it may be larger than it says.
             raise LargePictureError(settings.decode_bytes_max) from None
         detail = str(error) or type(error).__name__
@@ -189,15 +188,27 @@ def _check_cost(container: Container, settings: Settings) -> None:
 
 
 def _decode(body: bytes, container: Container, settings: Settings) -> Picture:
+    if container.format is ImageFormat.WEBP and container.shrinks:
+        shrunk = decode_shrunk(body, HASH_SIZE)
+        width, height, perceptual_hash = shrunk.width, shrunk.height, difference_hash(shrunk.image)
+        orientation = read_header(body, container).orientation
+    else:
+        width, height, perceptual_hash, orientation = _decode_by_pillow(body, container, settings)
+    digest = hashlib.sha256(body).digest()
+    return Picture(container.format, width, height, orientation, digest, perceptual_hash, len(body))
+
+
+def _decode_by_pillow(body: bytes, container: Container, settings: Settings) -> tuple[int, int, int, int]:
+    """Decode every frame. Width, height, perceptual hash, orientation."""
     with DECODERS[container.format](io.BytesIO(body)) as image:
         frames = container.frames or int(getattr(image, "n_frames", 1))
         _check_bounds(image.width, image.height, frames, settings)
         width, height = image.size
-        if container.format is ImageFormat.JPEG:
+        if container.shrinks:
             # Every coefficient is still read, so that a cut file is found; only the inverse transform shrinks.
             image.draft("L", DRAFT_SIZE)
         image.load()
-        if container.format is not ImageFormat.JPEG:
+        if not container.shrinks:
             # A GIF's first frame may be larger than its screen.
             width, height = image.size
         perceptual_hash = difference_hash(image)
@@ -205,8 +216,7 @@ def _decode(body: bytes, container: Container, settings: Settings) -> Picture:
         for frame in range(1, frames):
             image.seek(frame)
             image.load()
-    digest = hashlib.sha256(body).digest()
-    return Picture(container.format, width, height, orientation, digest, perceptual_hash, len(body))
+    return width, height, perceptual_hash, orientation
 
 
 def difference_hash(image: Image.Image) -> int:

@@ -16,6 +16,7 @@ from models.outcomes import Reason
 from models.settings import Settings
 from tests.support.bombs import (
     baseline_of_scans,
+    code_tables_webp,
     crowds,
     encode,
     flat,
@@ -34,6 +35,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 SETTINGS = Settings()
 MEGABYTE = 1024 * 1024
 MUTATIONS = 6000
+# Half transparent.
+BLURRED = Image.merge("LA", [Image.linear_gradient("L").resize((64, 64))] * 2).convert("RGBA")
 
 crowd = functools.cache(crowds)
 
@@ -70,7 +73,10 @@ def test_scans_are_counted_in_every_jpeg():
         (encode(Image.new("L", (65, 63)), "JPEG", progressive=True), 6, 72 * 64 * 2),
         (encode(Image.new("CMYK", (64, 64)), "JPEG"), 1, 0),
         (flat_png(64), 1, 64 * (64 * 5 + 16 + 20)),
-        (small("WEBP"), 1, 64 * 64 * 16),
+        (small("WEBP"), 1, 64 * 96),
+        (small("WEBP", lossless=True), 1, 64 * (64 * 5 + 96)),
+        (encode(BLURRED, "WEBP"), 1, 64 * (64 * 3 + 96)),
+        (encode(BLURRED, "WEBP", save_all=True, append_images=[BLURRED.rotate(90)]), 1, 64 * (64 * 20 + 96)),
         (small("AVIF"), 1, 64 * 64 * 16),
     ],
 )
@@ -85,7 +91,7 @@ def test_the_cost_is_read_from_the_header(body, scans, decoding_bytes):
     "body",
     [
         flat_png(1900),
-        flat("WEBP", 1100),
+        flat("WEBP", 1900, lossless=True),
         flat("AVIF", 1100, speed=10),
         flat("JPEG", 2400, progressive=True, subsampling=2),
         baseline_of_scans(1700, 3),
@@ -102,10 +108,13 @@ def test_what_would_take_too_much_memory_is_refused(body):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only there the kernel bounds what is asked for")
-def test_a_lying_avif_gets_no_memory(tmp_path):
-    """What an AVIF's boxes say is not what its decoder allocates by: the kernel bounds that, and lets go again."""
-    (tmp_path / "lying.avif").write_bytes(lying_avif(4500))
-    (tmp_path / "good.avif").write_bytes(small("AVIF"))
+@pytest.mark.parametrize("name", ["AVIF", "WEBP"])
+def test_what_takes_more_than_it_says_gets_no_memory(name, tmp_path):
+    """An AVIF's decoder goes by other boxes, a WebP may have 65,536 code tables: the kernel bounds what they take,
+    and lets go again.
+    """
+    (tmp_path / "lying").write_bytes(lying_avif(4500) if name == "AVIF" else code_tables_webp(1024))
+    (tmp_path / "good").write_bytes(encode(BLURRED, name))
     program = """
 import pathlib, sys
 from models.settings import Settings
@@ -119,7 +128,7 @@ for path in sys.argv[1:]:
         print(error.reason)
     bytearray(200_000_000)
 """
-    command = [sys.executable, "-c", program, tmp_path / "lying.avif", tmp_path / "good.avif"]
+    command = [sys.executable, "-c", program, tmp_path / "lying", tmp_path / "good"]
     result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert result.stdout.split() == ["corrupt", "64"]
 

@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw, ImageStat
 
 from models.outcomes import ImageFormat, Reason
 from models.settings import Settings
 from worker.errors import PictureError
 from worker.picture import inspect
+from worker.webp import decode_shrunk
 
 # Pillow warns about odd metadata in broken files; worker.picture ignores that, pytest's own filter comes first.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -128,6 +129,28 @@ def test_similar_pictures_have_similar_hashes():
     assert max(distances.values()) <= 5, distances
     other = inspect(encode(draw().rotate(90, expand=True), "PNG"), SETTINGS).perceptual_hash
     assert different_bits(other, hashes["png"]) > 12
+
+
+@pytest.mark.parametrize("size", [(9, 8), (5, 3), (97, 75), (300, 1)])
+@pytest.mark.parametrize(
+    ("mode", "lossless"), [("RGB", False), ("RGB", True), ("RGBA", False), ("RGBA", True)]
+)
+def test_a_shrunk_webp_is_the_whole_one_made_small(mode, lossless, size):
+    """libwebp's way to a small picture leads where Pillow's leads by the whole one; alpha weighs as there."""
+    drawing = draw(mode=mode)
+    if mode == "RGBA":
+        drawing.putalpha(draw(mode="L", shift=40))
+    body = encode(drawing, "WEBP", lossless=lossless, quality=100)
+    shrunk = decode_shrunk(body, size)
+    assert (shrunk.width, shrunk.height) == (96, 72)
+    whole = Image.open(io.BytesIO(body)).convert(mode)
+    expected = whole.resize((min(96, size[0]), min(72, size[1])), Image.Resampling.BOX).convert(
+        shrunk.image.mode
+    )
+    assert shrunk.image.size == expected.size
+    assert shrunk.image.mode == ("LA" if mode == "RGBA" else "L")
+    far = ImageStat.Stat(ImageChops.difference(shrunk.image.convert("RGBA"), expected.convert("RGBA"))).mean
+    assert max(far) < 4, far
 
 
 def test_transparency_counts_in_the_hash():
@@ -331,6 +354,7 @@ import pathlib, resource, sys
 from models.settings import Settings
 from worker.errors import PictureError
 from worker.picture import inspect
+from worker.webp import decode_shrunk
 settings = Settings()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path in sys.argv[1:]:
