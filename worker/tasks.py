@@ -1,5 +1,7 @@
 """The tasks that messages name, and what a pool child opens and closes. No logic: crawl.py, discover.py have it."""
 
+import gc
+
 from celery.signals import worker_init, worker_process_init, worker_process_shutdown
 
 from worker.app import CRAWL_CHUNK, DISCOVER, app
@@ -28,6 +30,8 @@ def child() -> Child:
 @worker_init.connect
 def _prepare(**_: object) -> None:
     trusted()
+    # What is loaded by now stays: no child need look through it for garbage, nor copy its pages for that.
+    gc.freeze()
 
 
 @worker_process_init.connect
