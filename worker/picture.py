@@ -8,6 +8,7 @@ Thread-safe; Pillow and hashlib release the interpreter lock while they work.
 import contextlib
 import hashlib
 import io
+import operator
 import struct
 import warnings
 import zlib
@@ -64,6 +65,7 @@ DECODER_ERRORS = (
 # The decoder shrinks a JPEG by 1, 2, 4 or 8, and leaves at least four pixels for each pixel of the hash.
 DRAFT_SIZE = (36, 32)
 HASH_SIZE = (9, 8)
+_DIGITS = bytes.maketrans(b"\0\1", b"01")
 
 # A JPEG of several scans may be walked so often as is twenty times for the largest picture accepted: three seconds.
 JPEG_PASSES_MAX = 20
@@ -226,16 +228,18 @@ def difference_hash(image: Image.Image) -> int:
     """
     if image.has_transparency_data:
         small = _shrink_with_alpha(image).convert("RGBA")
-        shades = Image.alpha_composite(Image.new("RGBA", HASH_SIZE, "white"), small).convert("L")
+        shades = Image.alpha_composite(Image.new("RGBA", HASH_SIZE, "white"), small)
     else:
         if image.mode in {"1", "P", "CMYK", "I;16", "I"}:
             image = _grey(image)
-        shades = image.resize(HASH_SIZE, Image.Resampling.BOX, reducing_gap=2.0).convert("L")
+        shades = image.resize(HASH_SIZE, Image.Resampling.BOX, reducing_gap=2.0)
+    if shades.mode != "L":
+        shades = shades.convert("L")
     pixels = shades.tobytes()
-    bits = 0
-    for start in range(0, 72, 9):
-        for left in range(start, start + 8):
-            bits = bits << 1 | (pixels[left] < pixels[left + 1])
+    brighter = bytearray(map(operator.lt, pixels, pixels[1:]))
+    # The last of a row and the first of the next are no neighbours.
+    del brighter[8::9]
+    bits = int(brighter.translate(_DIGITS), 2)
     return bits - (1 << 64) if bits >> 63 else bits
 
 
