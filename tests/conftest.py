@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 import pytest
 import structlog
 from redis import Redis
-from sqlalchemy import Engine, create_engine, make_url
+from sqlalchemy import Engine, create_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from models.database import make_engine, migrate
+from tests.support.databases import Databases, numbers, of_database
 from tests.support.other_postgres import other_postgres
 
 if TYPE_CHECKING:
     from scheduler.devstack import Services
 
 TEMPLATE = "template_at_head"
-numbers = itertools.count(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -89,11 +89,6 @@ def forget_sites(url: str) -> None:
                 redis.delete(key)
 
 
-def of_database(url: str, name: str) -> str:
-    """The same server's URL for another database."""
-    return make_url(url).set(database=name).render_as_string(hide_password=False)
-
-
 @pytest.fixture(scope="session")
 def administration(services: "Services") -> Iterator[Engine]:
     """Engine that makes and drops databases."""
@@ -117,26 +112,28 @@ def template(services: "Services", administration: Engine) -> str:
     return TEMPLATE
 
 
-def fresh_database(services: "Services", administration: Engine, template: str) -> Iterator[str]:
-    """URL of a copy of ``template``, dropped afterwards whoever is still connected."""
-    name = f"test_{next(numbers)}"
+@pytest.fixture(scope="session")
+def databases(services: "Services", administration: Engine, template: str) -> Databases:
+    """The databases that tests are lent."""
+    return Databases(services.database_url, administration, template)
+
+
+@pytest.fixture
+def empty_database_url(services: "Services", administration: Engine) -> Iterator[str]:
+    """URL of a fresh database without tables, dropped afterwards whoever is still connected."""
+    name = f"empty_{next(numbers)}"
     with administration.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name} TEMPLATE {template}")
+        connection.exec_driver_sql(f"CREATE DATABASE {name} TEMPLATE template0")
     yield of_database(services.database_url, name)
     with administration.connect() as connection:
         connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture
-def empty_database_url(services: "Services", administration: Engine) -> Iterator[str]:
-    """URL of a fresh database without tables."""
-    yield from fresh_database(services, administration, "template0")
-
-
-@pytest.fixture
-def database_url(services: "Services", administration: Engine, template: str) -> Iterator[str]:
-    """URL of a fresh database at this program's revision."""
-    yield from fresh_database(services, administration, template)
+def database_url(databases: Databases) -> Iterator[str]:
+    """URL of a database at this program's revision, without rows, and nobody else's until it is as it was."""
+    with databases.lend() as url:
+        yield url
 
 
 @pytest.fixture
