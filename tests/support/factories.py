@@ -9,7 +9,7 @@ import itertools
 import uuid
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import func, inspect, select
 from sqlalchemy.orm import Session
 
 from models import (
@@ -191,4 +191,6 @@ def _finish(session: Session, row: Any, *parents: Any, commit: bool) -> None:
     if commit:
         session.commit()
     for changed in itertools.chain([row], parents):
-        session.refresh(changed)
+        # Collections are loaded by whoever looks at them: loading all of them was half of what a factory cost.
+        session.expire(changed)
+        session.refresh(changed, inspect(changed).mapper.column_attrs.keys())
