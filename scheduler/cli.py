@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from scheduler.importing import importing
 from scheduler.interrupts import INTERRUPTED
 
 FAILED, REFUSED, UNREACHABLE = 1, 2, 3
@@ -84,7 +85,8 @@ class LazyGroup(click.Group):
             return None
         target = TARGETS.get(cmd_name, f"scheduler.commands.{cmd_name}:{cmd_name}")
         module, _, attribute = target.partition(":")
-        command: click.Command = getattr(import_module(module), attribute)
+        with importing():
+            command: click.Command = getattr(import_module(module), attribute)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - the same

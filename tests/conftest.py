@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +42,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         spread += slow + quick[round(number * step) : round((number + 1) * step)]
     items[:] = spread
 
+
+# Hundreds of processes are started: each would compile the program again, and each process of the run all tests.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # A shell starts what it puts into the background with SIGINT ignored; every command under test would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

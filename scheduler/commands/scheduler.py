@@ -8,6 +8,7 @@ import click
 
 from models.settings import read_settings
 from scheduler.connect import await_database
+from scheduler.importing import importing
 from scheduler.interrupts import INTERRUPTED
 from scheduler.parts import follow_command, standing
 
@@ -29,8 +30,9 @@ def scheduler(lifeline: int | None) -> int:
     signal.signal(signal.SIGTERM, leave)
     if lifeline is not None:
         follow_command(lifeline)
-    from models.logs import configure_logs
-    from scheduler.loop import run_scheduler
+    with importing():
+        from models.logs import configure_logs
+        from scheduler.loop import run_scheduler
 
     given, say = read_settings(), partial(click.echo, err=True)
     with standing(given, say) as settings:

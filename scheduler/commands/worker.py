@@ -13,6 +13,7 @@ import structlog
 
 from models.settings import Settings, read_settings
 from scheduler.connect import await_database
+from scheduler.importing import importing
 from scheduler.interrupts import INTERRUPTED
 from scheduler.parts import follow_command, standing
 
@@ -47,12 +48,13 @@ def run_worker(settings: Settings, concurrency: int) -> int:
     Not through Celery's command line: that obeys variables of any name that a user may have (APP, BROKER_URL)
     and puts the current folder first in the path. Everything of ours is imported before Celery could do so.
     """
-    from celery.exceptions import SecurityWarning
-    from celery.signals import worker_shutting_down
+    with importing():
+        from celery.exceptions import SecurityWarning
+        from celery.signals import worker_shutting_down
 
-    import worker.tasks  # noqa: F401 - the tasks and what a child opens register themselves.
-    from models.logs import configure_logs
-    from worker.app import app
+        import worker.tasks  # noqa: F401 - the tasks and what a child opens register themselves.
+        from models.logs import configure_logs
+        from worker.app import app
 
     app.settings = settings
     configure_logs(settings)

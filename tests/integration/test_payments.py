@@ -11,7 +11,8 @@ import pytest
 from models.settings import Settings, SettingsError, read_settings
 from tests.support.payment_service import SECRET, PaymentService
 from worker import payments
-from worker.payments import Declined, HTTPPayments, Paid, PaymentError, PaymentRequest, open_payments
+from worker.payments import Declined, Paid, PaymentError, PaymentRequest, open_payments
+from worker.payments_http import HTTPPayments, read_answer
 
 
 @pytest.fixture
@@ -93,9 +94,7 @@ def test_a_url_that_cannot_be_asked_is_a_wrong_setting(url):
 
 def test_words_of_the_service_are_printable():
     """What people read has no control characters and no end."""
-    answer = payments.read_answer(
-        200, b'{"status": "paid", "payment": "a\\u0000\\u001bb' + b"x" * 999 + b'"}'
-    )
+    answer = read_answer(200, b'{"status": "paid", "payment": "a\\u0000\\u001bb' + b"x" * 999 + b'"}')
     assert answer == Paid("ab" + "x" * 198)
 
 

@@ -47,7 +47,8 @@ from tests.support.crawling import (
 )
 from tests.support.payment_service import SECRET, PaymentService
 from tests.support.processes import Command, environment, until
-from worker.payments import HTTPPayments, Paid, open_payments
+from worker.payments import Paid, open_payments
+from worker.payments_http import HTTPPayments
 
 ROWS = "SELECT status, amount, balance_after, settled_at IS NOT NULL FROM credit_transactions WHERE refill"
 

@@ -1,6 +1,8 @@
 """Imports go one way: scheduler → worker → models; and only the worker talks to the outside web."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,3 +50,10 @@ def test_imports_follow_the_arrows(path):
     if str(place) in SERVERS:
         names = {name for name in names if not name.startswith("aiohttp.web")}
     assert not {name.split(".")[0] for name in names} & FORBIDDEN[place.parts[0]]
+
+
+def test_a_scheduler_starts_without_what_speaks_http():
+    """Only payments over HTTP need it: a scheduler of which nobody wants them is there sooner."""
+    look = "import scheduler.loop, sys; print({'httpx', 'aiohttp'} & sys.modules.keys())"
+    shown = subprocess.run([sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert shown.stdout == "set()\n"
