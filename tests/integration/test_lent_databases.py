@@ -66,7 +66,9 @@ def test_whose_schema_was_touched_is_not_lent_again(databases: "Databases", stat
 def test_one_that_has_grown_is_not_lent_again(databases: "Databases"):
     """Rows that were deleted would show in plans and costs."""
     with databases.lend() as url:
-        run(url, "INSERT INTO workers (name, slots, version) SELECT n, 1, '1' FROM generate_series(1, 2000) n")
+        run(
+            url, "INSERT INTO workers (name, slots, version) SELECT n, 1, '1' FROM generate_series(1, 2000) n"
+        )
     assert not databases.spare
 
 
