@@ -12,40 +12,16 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 PAGES_MAX = 4
-CATALOGS = (
-    *(
-        "pg_attrdef",
-        "pg_attribute",
-        "pg_class",
-        "pg_constraint",
-        "pg_default_acl",
-        "pg_depend",
-        "pg_description",
-    ),
-    *(
-        "pg_event_trigger",
-        "pg_extension",
-        "pg_index",
-        "pg_inherits",
-        "pg_largeobject_metadata",
-        "pg_namespace",
-    ),
-    *(
-        "pg_partitioned_table",
-        "pg_policy",
-        "pg_proc",
-        "pg_rewrite",
-        "pg_sequence",
-        "pg_statistic",
-        "pg_trigger",
-    ),
-    *("pg_statistic_ext", "pg_type", "alembic_version"),
-)
+CATALOGS = """
+    pg_attrdef pg_attribute pg_class pg_constraint pg_default_acl pg_depend pg_description pg_event_trigger
+    pg_extension pg_index pg_inherits pg_largeobject_metadata pg_namespace pg_partitioned_table pg_policy pg_proc
+    pg_rewrite pg_sequence pg_statistic pg_statistic_ext pg_trigger pg_type alembic_version
+"""
 OWN = "(SELECT oid FROM pg_database WHERE datname = current_database())"
 # Whoever inserts or changes a row of a catalog leaves a younger one, who deletes one leaves fewer; only VACUUM and
 # ANALYZE write in place, what they know of tables.
 SHAPE = " UNION ALL ".join(
-    [f"SELECT count(*), max(xmin::text::bigint) FROM {name}" for name in CATALOGS]
+    [f"SELECT count(*), max(xmin::text::bigint) FROM {name}" for name in CATALOGS.split()]
     + [
         "SELECT count(*), sum(hashtext(concat_ws(' ', oid, relpages, reltuples))) FROM pg_class WHERE oid >= 16384",
         f"SELECT sum(datconnlimit), sum(datallowconn::int) FROM pg_database WHERE oid = {OWN}",
