@@ -74,6 +74,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "task_ignore_result": True,
         "task_acks_late": False,
         "task_send_sent_event": False,
+        "worker_pool": "worker.pool:Pool",
         "worker_send_task_events": True,
         "worker_prefetch_multiplier": 1,
         "worker_disable_prefetch": True,

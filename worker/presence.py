@@ -37,9 +37,14 @@ log = structlog.get_logger()
 _told = threading.Event()
 
 
+def worker_leaves() -> bool:
+    """Whether this worker was asked to stop."""
+    return LEAVING[0] != 0
+
+
 def leaving() -> bool:
     """Whether this worker was asked to stop, or this child by its pool: it hands its chunk back."""
-    return LEAVING[0] != 0 or _told.is_set()
+    return worker_leaves() or _told.is_set()
 
 
 def tell_aside(chunks: int) -> None:

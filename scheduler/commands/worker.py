@@ -70,7 +70,6 @@ def run_worker(settings: Settings, concurrency: int) -> int:
     name = f"worker-{os.getpid()}@{socket.gethostname()}"
     process = app.Worker(
         hostname=name,
-        pool_cls="prefork",
         concurrency=concurrency,
         loglevel=settings.log_level.upper(),
         task_events=True,
