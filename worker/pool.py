@@ -4,6 +4,7 @@ Knows how processes end, and nothing of what they do.
 """
 
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,19 +12,27 @@ from celery.concurrency import asynpool, prefork
 
 from worker.presence import worker_leaves
 
+COUNT_SECONDS_MAX = 2
+
 
 class ChildProcess(asynpool.Worker):
-    """What runs in a child; ends at once when the whole worker leaves.
+    """What runs in a child; ends soon when the whole worker leaves.
 
     billiard's waits up to 30 s until the parent has counted every result, and then sleeps for a second. A parent
-    that leaves forgets what it has sent and no child has confirmed yet, and may count no more. No result is lost
-    so: what was written to a pipe stays there, and the parent reads it before it looks whose work was lost.
+    that leaves forgets what it has sent and no child has confirmed yet, and may count no more. What it remembers it
+    counts in time; without the wait, two children that end together have a result taken for lost now and then.
     """
 
     on_exit: Callable[[int, int], None] | None
+    on_ready_counter: Any
 
     def _ensure_messages_consumed(self, completed: int) -> bool:
-        return worker_leaves() or super()._ensure_messages_consumed(completed)  # type: ignore[misc]
+        if not worker_leaves():
+            return bool(super()._ensure_messages_consumed(completed))  # type: ignore[misc]
+        deadline = time.monotonic() + COUNT_SECONDS_MAX
+        while self.on_ready_counter.value < completed and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return True
 
     def _do_exit(self, pid: int, exitcode: int | None, exc: Exception | None = None) -> None:
         if worker_leaves():

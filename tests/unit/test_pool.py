@@ -17,7 +17,7 @@ from worker.pool import Pool, Processes
 from worker.presence import LEAVING
 
 SLEPT = 9
-"""Exit code of a child that waits for anything but its next task."""
+"""Exit code of a child that waits as billiard does."""
 
 
 class Parent:
@@ -64,7 +64,7 @@ def test_a_task_that_nobody_confirmed_holds_nobody_up(parent: Parent) -> None:
     assert parent.child.exitcode == 0
 
 
-def test_a_child_that_ends_at_once_loses_no_result(parent: Parent) -> None:
+def test_a_child_that_has_ended_loses_no_result(parent: Parent) -> None:
     """What it has said is heard after its end, by a parent that had heard nothing of the task yet."""
     answer = parent.pool.apply_async(os.getpid)
     parent.listen_until(lambda: answer._write_to)
