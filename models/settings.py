@@ -149,6 +149,16 @@ class Settings(BaseSettings):
     image_bytes_max: int = Field(
         20 * 1024 * 1024, ge=1, description="Largest body, as received and after content decoding."
     )
+    spool_folder: Path | None = Field(
+        None,
+        description="Folder for large images while they arrive, best on a disk. Unset: the system's for temporary "
+        "files.",
+    )
+    spool_bytes_max: int = Field(
+        1024 * 1024 * 1024,
+        ge=0,
+        description="Most bytes of them there in one child process; 0: they wait for memory.",
+    )
     image_pixels_max: int = Field(
         50_000_000, ge=1, description="Most pixels of one image, all frames together."
     )
@@ -250,10 +260,10 @@ class Settings(BaseSettings):
             raise ValueError("must be debug, info, warning or error")
         return value.lower()
 
-    @field_validator("home")
+    @field_validator("home", "spool_folder")
     @classmethod
-    def _home(cls, value: Path) -> Path:
-        return value.expanduser().absolute()
+    def _folder(cls, value: Path | None) -> Path | None:
+        return value and value.expanduser().absolute()
 
     @property
     def ports(self) -> tuple[range, ...]:

@@ -17,6 +17,7 @@ from worker.helper import HelperError
 from worker.host import Host, Turn
 from worker.opt_outs import Heed, OptOuts
 from worker.picture import Picture
+from worker.spool import SpoolError
 from worker.store import Store, StoreError
 from worker.transport import GuardedTransport
 from worker.visit import Visit
@@ -80,7 +81,7 @@ def begin_visit(child: Child, candidate: Candidate) -> Visit | Refused:
     if candidate.problem is not None:
         return Refused(candidate.position, candidate.url, Reason.INVALID_URL, candidate.problem)
     try:
-        return Visit(candidate, child.transport.memory.lease())
+        return Visit(candidate, child.transport.memory.lease(child.spool))
     except AddressError as error:
         return refusal(candidate, error)
 
@@ -99,6 +100,8 @@ async def crawl_visit(
         fetched = await take_turn(fetcher, visit, turn, child.settings.host_patience_seconds)
         if fetched is None:
             return 0.0
+        if fetched.file is not None:
+            await visit.lease.load()
         return await child.in_decoder(keep, child, store, visit.candidate, fetched, decoder)
     except CandidateError as error:
         # Its traceback leads to the body, and by the decoder's future back to itself: only the garbage collector
@@ -108,6 +111,8 @@ async def crawl_visit(
         return refusal(visit.candidate, error) if seconds is None else seconds
     except (StoreError, HelperError):
         raise
+    except SpoolError as error:
+        raise StoreError(str(error), transient=True) from error
     except Exception as error:
         candidate = visit.candidate
         log.exception("candidate_broke_off", position=candidate.position, url=candidate.url)
@@ -154,11 +159,15 @@ def closed_host(visit: Visit, host: Host) -> Outcome:
 
 
 def keep(child: Child, store: Store, candidate: Candidate, fetched: Fetched, decoder: Decoder) -> Accepted:
-    """Inspect a body and store it, named by its sha256. Raises PictureError, HelperError or StoreError."""
+    """Inspect a body and store it, named by its sha256. Raises PictureError; Helper-, Store- or SpoolError."""
+    body = fetched.body
+    if fetched.file is not None:
+        with child.storing():
+            body = fetched.file.read()
     try:
         if candidate.digest is not None:
-            verify(fetched.body, candidate.digest)
-        picture = decoder.inspect(fetched.body)
+            verify(body, candidate.digest)
+        picture = decoder.inspect(body)
     except CandidateError as error:
         error.http_status, error.final_url = fetched.http_status, fetched.final_url
         error.wire_bytes, error.attempts, error.elapsed_ms = (
@@ -169,7 +178,7 @@ def keep(child: Child, store: Store, candidate: Candidate, fetched: Fetched, dec
         raise
     filename = f"{picture.sha256.hex()}.{picture.format.extension}"
     with child.storing():
-        storage_url = store.put(filename, fetched.body)
+        storage_url = store.put(filename, body)
     return Accepted(
         position=candidate.position,
         original_url=candidate.url,

@@ -25,6 +25,7 @@ from worker.politeness import Politeness
 from worker.presence import leaving, tell_aside
 from worker.shared import close_redis, open_redis
 from worker.sources.providing import Providers
+from worker.spool import Spool
 from worker.store import Store, open_store
 from worker.transport import GuardedTransport, make_client
 from worker.watchdog import Watchdog, Work
@@ -78,6 +79,7 @@ class Child:
         self.crawling = 0
         """Chunks that have an owner here, aside or not."""
         self.stores: dict[str, Store] = {}
+        self.spool = Spool(settings.spool_folder, settings.spool_bytes_max)
         self.watchdog = Watchdog()
         self._large = CarefulDecoder(settings, watchdog=self.watchdog)
         self._decoder = Workbench(self.loop, "decoder")
@@ -231,6 +233,7 @@ class Child:
         self._thread.join()
         for thread in (self._database, self._aside, self._beside):
             thread.shutdown()
+        self.spool.close()
         self._large.close()
         self.engine.dispose()
         self.loop.close()

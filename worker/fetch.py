@@ -17,6 +17,7 @@ from models.settings import Settings
 from worker.address import ParsedURL, resolve_location
 from worker.body import BodyReader
 from worker.errors import AddressError, CandidateError, PictureError, TransferError
+from worker.spool import SpoolFile
 from worker.transport import (
     FloodedError,
     GuardedTransport,
@@ -51,8 +52,9 @@ Headers = CIMultiDictProxy[str]
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A whole body, content coding undone. ``wire_bytes`` counts body bytes as received, of every attempt;
-    ``elapsed_ms`` the milliseconds of all ``attempts``, redirects included, pauses between them not.
+    """A whole body, content coding undone, or the file that it is in. ``wire_bytes`` counts body bytes as received,
+    of every attempt; ``elapsed_ms`` the milliseconds of all ``attempts``, redirects included, pauses between them
+    not.
     """
 
     url: str
@@ -65,6 +67,7 @@ class Fetched:
     headers: Headers
     attempts: int = 1
     elapsed_ms: int = 0
+    file: SpoolFile | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +105,7 @@ async def step(
 ) -> Fetched | None:
     """One request where the visit stands: its body, or None when it was a redirect, which the visit has followed.
 
-    It has the deadline ``transfer_seconds_max``. Raises CandidateError only.
+    It has the deadline ``transfer_seconds_max``. Raises CandidateError; SpoolError when a disk fails.
     """
     transfer = _Transfer(transport, settings, visit, clock, hooks, accept)
     visit.tries += visit.target is visit.start
@@ -142,7 +145,7 @@ class _Transfer:
         )
 
     async def run(self) -> Fetched | None:
-        """Transfer within the deadline. Raises CandidateError only."""
+        """Transfer within the deadline. Raises CandidateError or SpoolError."""
         deadline_seconds = self._settings.transfer_seconds_max
         try:
             async with asyncio.timeout(deadline_seconds) as self.body.deadline:
@@ -181,6 +184,7 @@ class _Transfer:
             headers=received.headers,
             attempts=visit.tries,
             elapsed_ms=round(1000 * (visit.seconds + self._clock() - self.began)),
+            file=visit.lease.file,
         )
 
     def _step(self, location: str, status: int) -> None:
@@ -204,7 +208,7 @@ class _Transfer:
         except CandidateError as error:
             error.http_status = received.status
             raise
-        if not body:
+        if not body and self._visit.lease.file is None:
             raise PictureError(Reason.NOT_AN_IMAGE, "the body is empty", http_status=received.status)
         return body
 

@@ -20,7 +20,7 @@ from obstore.store import from_url
 
 from models.settings import Settings
 from worker.address import parse_url
-from worker.body import UnknownCodingError, make_decoder
+from worker.coding import UnknownCodingError, make_decoder
 from worker.errors import AddressError
 from worker.sources.url_list import BLOCK_BYTES
 from worker.store import OBJECT_STORE_SCHEMES, RETRY

@@ -24,7 +24,7 @@ from models.opt_outs import Evidence, OptOut
 from models.outcomes import Candidate, Reason
 from models.settings import Settings, read_settings
 from worker.address import ParsedURL, parse_url
-from worker.body import SHARED_BYTES
+from worker.body_memory import SHARED_BYTES
 from worker.errors import CandidateError, PictureError
 from worker.fetch import Fetched, admit, step
 from worker.helper import (

@@ -11,7 +11,8 @@ import httpx
 
 from models.settings import Settings
 from worker.address import ParsedURL, parse_url, resolve_location
-from worker.body import FREE_BYTES, Lease, UnknownCodingError, make_decoder
+from worker.body_memory import FREE_BYTES, Lease
+from worker.coding import UnknownCodingError, make_decoder
 from worker.errors import AddressError
 from worker.robots import FILE_BYTES_MAX
 from worker.transport import GuardedTransport, Received, RefusedError

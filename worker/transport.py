@@ -19,7 +19,8 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from models.settings import Settings
 from worker.address import check_port, parse_url
-from worker.body import SHARED_BYTES, BodyMemory, ContentDecoder, UnknownCodingError, make_decoder
+from worker.body_memory import SHARED_BYTES, BodyMemory
+from worker.coding import ContentDecoder, UnknownCodingError, make_decoder
 from worker.connection import READ_BYTES, BoundedConnector, FloodError
 from worker.errors import AddressError
 from worker.proxy import Proxy, TargetCheck

@@ -5,7 +5,7 @@ import random as randomness
 from models.outcomes import Candidate, Reason
 from models.settings import Settings
 from worker.address import parse_url
-from worker.body import Lease
+from worker.body_memory import Lease
 from worker.errors import CandidateError
 
 BACKOFF_SECONDS = 0.5

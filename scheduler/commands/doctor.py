@@ -312,9 +312,9 @@ def check_store(settings: Settings) -> Check:
 
 
 def check_descriptors(settings: Settings) -> Check:
-    """The limit of open files: each transfer needs one."""
+    """The limit of open files: each transfer needs one, and one more while its body is in a file."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    needed = settings.transfers + DESCRIPTORS_BESIDE_TRANSFERS
+    needed = 2 * settings.transfers + DESCRIPTORS_BESIDE_TRANSFERS
     if limit == resource.RLIM_INFINITY or limit >= needed:
         return Check(
             "open files", State.OK, "no limit" if limit == resource.RLIM_INFINITY else f"up to {limit}"

@@ -19,7 +19,8 @@ from tests.support.hostile_server import (
     serve,
 )
 from worker import body as body_module
-from worker.body import FIRST_BYTES, FREE_BYTES, BodyMemory, Pieces
+from worker.body import Pieces
+from worker.body_memory import FIRST_BYTES, FREE_BYTES, SHARED_BYTES, BodyMemory
 from worker.errors import CandidateError
 from worker.transport import MESSAGE_CHARACTERS_MAX
 
@@ -257,7 +258,7 @@ async def test_waiting_for_memory_stops_the_clock():
             await asyncio.wait([large], timeout=0.6)
             assert (large.done(), small.body) == (False, PIXELS)
         assert len((await large).body) == FREE_BYTES + 1
-        assert memory.free_bytes == body_module.SHARED_BYTES
+        assert memory.free_bytes == SHARED_BYTES
 
 
 @in_loop
@@ -270,7 +271,7 @@ async def test_a_body_larger_than_what_is_shared_takes_the_last_memory():
         waiting = asyncio.ensure_future(other.reserve(11))
         await asyncio.sleep(0)
         assert not waiting.done()
-        large.shrink_to(9)
+        large.complete(9)
         await waiting
         assert (memory.free_bytes, memory.last.free_bytes) == (10, 0)
     assert (memory.free_bytes, memory.last.free_bytes) == (10, 20)

@@ -24,7 +24,7 @@ from tests.support.hostile_server import (
     serve,
     tls_server,
 )
-from worker.body import BodyMemory
+from worker.body_memory import BodyMemory
 from worker.errors import AddressError, TransferError
 from worker.fetch import ACCEPT, REASONS, Hooks
 from worker.visit import REFUSALS_MAX, Visit

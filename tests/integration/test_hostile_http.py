@@ -25,7 +25,7 @@ from tests.support.hostile_server import (
     serve,
     tls_server,
 )
-from worker.body import MEMBERS_MAX
+from worker.coding import MEMBERS_MAX
 from worker.connection import FRAMING_BYTES
 from worker.errors import CandidateError
 from worker.fetch import Fetched

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from models.outcomes import Reason
+from models.settings import Settings
 from tests.support.bombs import code_tables_webp, crowds, flat, flat_png
 from tests.support.hostile_server import in_loop, response, serve, tls_server
 from tests.unit.test_picture import liar
@@ -83,9 +84,19 @@ def bodies() -> dict[str, tuple[bytes, str]]:
         "largest-progressive": (flat("JPEG", 6400, progressive=True, subsampling=0), "accepted"),
         "largest-gif": (flat("GIF", 7000), "accepted"),
     }
+    made |= {f"heaviest-{number}": (_heaviest(number), "accepted") for number in range(6)}
     made |= {f"{name}-100": (liar(name, 10_000), hundred) for name in ("jpeg", "gif", "webp", "avif")}
     made |= {name.replace(" ", "-"): (body, Reason.CORRUPT) for name, body in crowds(400_000).items()}
     return made
+
+
+def _heaviest(number: int) -> bytes:
+    """A JPEG of as many bytes as a body may have, most of them in comments."""
+    picture = flat("JPEG", 100)
+    comment = b"\xff\xfe\xc3\x50" + bytes([number]) * 49_998
+    count, rest = divmod(Settings().image_bytes_max - len(picture), len(comment))
+    last = b"\xff\xfe" + (rest - 2).to_bytes(2, "big") + bytes(rest - 4)
+    return b"".join([picture[:2], *[comment] * count, last, picture[2:]])
 
 
 async def _answer(request, write):

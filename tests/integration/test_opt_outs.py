@@ -26,7 +26,7 @@ from tests.support.hostile_server import (
 from tests.support.processes import free_port
 from worker import cluster_memory, opt_outs, site_files
 from worker.address import parse_url
-from worker.body import SHARED_BYTES
+from worker.body_memory import SHARED_BYTES
 from worker.cluster_memory import Cluster, OriginMemory, Record
 from worker.errors import AddressError, CandidateError, OptOutError, TransferError
 from worker.fetch import admit, step

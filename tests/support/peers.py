@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from models.outcomes import Candidate, Outcome, Reason, Refused
-from worker.body import BodyMemory
+from worker.body_memory import BodyMemory
 from worker.host import Host, Turn
 from worker.politeness import Politeness
 from worker.transfers import Transfers

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 
 from models.outcomes import Candidate, Outcome, Reason, Refused
 from models.settings import read_settings
-from worker.body import BodyMemory
+from worker.body_memory import BodyMemory
 from worker.host import Host, Turn
 from worker.politeness import Politeness
 from worker.transfers import Transfers
