@@ -4,6 +4,7 @@ Pure; it never fetches. There is no standard for X-Robots-Tag but what Google an
 noimageai are DeviantArt's. The TDM Reservation Protocol is a final report of a W3C community group (May 2024).
 """
 
+import codecs
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +19,9 @@ NOT_FOLLOWING = frozenset({"nofollow", "none"})
 RESERVATION = "tdm-reservation"
 POLICY = "tdm-policy"
 TDM_RULES_MAX = 1000
+"""Rules of one tdmrep.json that are read. Somebody who writes more wants something reserved: what they leave of the
+site is taken as reserved, and so is all of it when the file is too large to be read.
+"""
 
 # Words that stand before a colon and are no crawler's name. Dates have commas and colons of their own.
 _DIRECTIVES = REFUSING | {
@@ -77,15 +81,21 @@ def reserves(value: object) -> bool:
 
 
 class Reservation(NamedTuple):
-    """One rule of a tdmrep.json: paths, and whether they are reserved; with the address of the policy, if any."""
+    """One rule of a tdmrep.json: paths, and whether they are reserved; with the address of the policy, if any.
+
+    ``unread`` is why it stands for rules that were not read.
+    """
 
     location: str
     reserved: bool
     policy: str | None = None
+    unread: str | None = None
 
     @property
     def text(self) -> str:
-        """The rule as JSON, in the report's own words."""
+        """The rule as JSON, in the report's own words; or why there is none to show."""
+        if self.unread is not None:
+            return self.unread
         rule: dict[str, object] = {"location": self.location, RESERVATION: int(self.reserved)}
         return json.dumps(rule | ({POLICY: self.policy} if self.policy else {}))
 
@@ -100,15 +110,23 @@ class Reservations:
     @classmethod
     def parse(cls, body: bytes) -> Self:
         """Read a file. What is none says nothing, and neither does a rule that breaks the protocol."""
+        if len(body) >= FILE_BYTES_MAX:
+            begins_as_json = body.removeprefix(codecs.BOM_UTF8).lstrip()[:1] in (b"[", b"{")
+            return cls([_unread(f"the file has {FILE_BYTES_MAX} bytes or more")] if begins_as_json else [])
         try:
-            read = json.loads(body) if len(body) < FILE_BYTES_MAX else []
+            read = json.loads(body)
         except (ValueError, RecursionError):
             return cls()
         # A file of one rule is often written without its brackets, and one for the whole site without location.
         entries = [{"location": "/", **read}] if isinstance(read, dict) else read
         if not isinstance(entries, list):
             return cls()
-        return cls([rule for rule in map(_read_rule, entries[:TDM_RULES_MAX]) if rule is not None])
+        rules = [rule for rule in map(_read_rule, entries) if rule is not None]
+        if len(rules) > TDM_RULES_MAX:
+            rules[TDM_RULES_MAX:] = [
+                _unread(f"the file has {len(rules)} rules, and {TDM_RULES_MAX} are read")
+            ]
+        return cls(rules)
 
     def reservation(self, url: str) -> Reservation | None:
         """The rule by which a URL is reserved. The first that matches decides."""
@@ -116,6 +134,11 @@ class Reservations:
             if pattern.matches(url):
                 return rule if rule.reserved else None
         return None
+
+
+def _unread(why: str) -> Reservation:
+    """What stands for rules that are not read: everything that none before has decided is reserved."""
+    return Reservation("/", True, unread=f"{why}: the rest of the site is taken as reserved")
 
 
 def _read_rule(entry: Any) -> Reservation | None:

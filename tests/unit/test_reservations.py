@@ -161,12 +161,30 @@ def test_what_breaks_the_protocol_says_nothing(document, reserved):
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"<!doctype html>", b"[", b"\xff\xfe", b"[" * 100_000, b"[1]" + b" " * 600_000],
-    ids=["empty", "page", "cut", "bytes", "deep", "large"],
+    [b"", b"<!doctype html>", b"[", b"\xff\xfe", b"[" * 100_000, b"<html>" + b" " * 600_000],
+    ids=["empty", "page", "cut", "bytes", "deep", "large page"],
 )
 def test_what_is_no_json_says_nothing(body):
-    """A page, a cut file, a bottomless one, one over the bound: nobody takes part in the protocol."""
+    """A page, a cut file, a bottomless one: nobody takes part in the protocol."""
     assert not Reservations.parse(body).rules
+
+
+def test_what_has_too_many_rules_reserves_the_rest():
+    """A rule that is not read may be a reservation, so all is reserved that no rule before has decided."""
+    rules = [{"location": f"/free/{place}/", "tdm-reservation": 0} for place in range(1500)]
+    assert found(rules[:1000], "/x") is None
+    assert found(rules, "/free/999/x") is None
+    assert found(rules, "/free/1000/x").text == found(rules, "/x").text
+    assert found(rules, "/x").text == (
+        "the file has 1500 rules, and 1000 are read: the rest of the site is taken as reserved"
+    )
+
+
+@pytest.mark.parametrize("begin", [b"[", b" {", b"\xef\xbb\xbf["])
+def test_what_is_too_large_to_be_read_reserves_everything(begin):
+    """As much as that is no mistake; the same bytes of a page would be one."""
+    reservation = Reservations.parse(begin + b'{"location": "/a"},' * 40_000).reservation(f"{SITE}/x")
+    assert "bytes or more" in reservation.text
 
 
 def test_half_a_character_spoils_no_other_rule():
