@@ -206,10 +206,11 @@ def _check_robots(robots: Robots, url: ParsedURL) -> None:
             robots.source,
             robots.fetched_at,
             line.text,
-            line.number,
+            line.number or None,
             robots.rules.agent,
         )
-        detail = f"{robots.source}, line {line.number}: {line.text[:200]}"
+        place = f", line {line.number}" if line.number else ""
+        detail = f"{robots.source}{place}: {line.text[:200]}"
         raise OptOutError(Reason.ROBOTS, detail, evidence)
     if robots.unreachable is not None:
         evidence = Evidence(

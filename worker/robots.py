@@ -8,7 +8,7 @@ import functools
 import re
 import string
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 from protego import Protego
@@ -16,6 +16,13 @@ from protego import Protego
 FILE_BYTES_MAX = 500 * 1024
 """A parser must read so much of a file, and need not read more (RFC 9309, section 2.5)."""
 EVERYBODY = "*"
+COMPARED_MAX = 24_000_000
+"""Characters of a URL that all rules with wildcards together are compared with, 30 ms of work. Where they would be
+more the URL counts as disallowed, since one of them may disallow it.
+"""
+RULE_CHARACTERS = 1000
+"""A rule that does not match costs as much as so many characters besides."""
+BLOCK_LINES = 100
 
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _NAME = re.compile(r"[^\s/;,()]+")
@@ -57,8 +64,10 @@ class Rules:
         self.lines = lines
         self._parser: Protego | None = None
         self.crawl_delay: float | None = None
+        self._wildcards = 0
         if lines:
-            fields = (_read(line.text) for line in lines)
+            fields = [_read(line.text) for line in lines]
+            self._wildcards = sum("*" in value or value.endswith("$") for _, value in fields)
             text = "\n".join(f"{field}: {_one_line(value)}" for field, value in fields)
             self._parser = Protego.parse(f"User-agent: *\n{text}")
             self.crawl_delay = self._parser.crawl_delay(EVERYBODY)
@@ -70,28 +79,51 @@ class Rules:
 
     def refusal(self, url: str) -> Line | None:
         """The line that disallows a URL; None when it may be fetched. The longest match decides, and of equal
-        ones ``Allow``.
+        ones ``Allow``. A line with the number 0 says why they were not compared.
         """
-        if self._parser is None or self._parser.can_fetch(url, EVERYBODY):
+        if self._parser is None or not self._blocks:
             return None
-        return next((line for line, pattern in self._disallowing() if pattern.matches(url)), self.lines[0])
+        if self._wildcards * (RULE_CHARACTERS + len(url)) > COMPARED_MAX:
+            why = f"{self._wildcards} rules with wildcards are too many for a URL of {len(url)} characters"
+            return Line(0, f"{why}: it is taken as disallowed")
+        if self._parser.can_fetch(url, EVERYBODY):
+            return None
+        return next(filter(None, (block.line_of(url) for block in self._blocks)), self.lines[0])
 
-    def _disallowing(self) -> Iterator[tuple[Line, PathPattern]]:
+    @functools.cached_property
+    def _blocks(self) -> list["_Block"]:
         """The longest patterns first: the first that matches is the one that decided."""
-        for place, line in enumerate(self._longest_first):
+        read = [(line, *_read(line.text)) for line in self.lines]
+        lines = [(line, pattern) for line, field, pattern in read if field == "disallow"]
+        lines.sort(key=lambda each: len(each[1]), reverse=True)
+        return [_Block(lines[start : start + BLOCK_LINES]) for start in range(0, len(lines), BLOCK_LINES)]
+
+
+class _Block:
+    """Some of the lines that disallow something, asked together first: a file may have 20,000 of them.
+
+    Parsed when the first refusal asks: most files refuse nothing that is asked.
+    """
+
+    def __init__(self, lines: Sequence[tuple[Line, str]]) -> None:
+        self._lines = lines
+        self._patterns: list[PathPattern] = []
+
+    def line_of(self, url: str) -> Line | None:
+        """The first line that a URL matches."""
+        if self._all.can_fetch(url, EVERYBODY):
+            return None
+        for place, (line, pattern) in enumerate(self._lines):
             if place == len(self._patterns):
-                self._patterns.append(PathPattern(_read(line.text)[1]))
-            yield line, self._patterns[place]
+                self._patterns.append(PathPattern(pattern))
+            if self._patterns[place].matches(url):
+                return line
+        return None
 
     @functools.cached_property
-    def _longest_first(self) -> list[Line]:
-        disallows = [line for line in self.lines if _read(line.text)[0] == "disallow"]
-        return sorted(disallows, key=lambda line: len(_read(line.text)[1]), reverse=True)
-
-    @functools.cached_property
-    def _patterns(self) -> list[PathPattern]:
-        """Made when the first refusal asks for them: most files refuse nothing that is asked."""
-        return []
+    def _all(self) -> Protego:
+        disallowed = "\n".join(f"Disallow: {_one_line(pattern)}" for _, pattern in self._lines)
+        return Protego.parse(f"User-agent: *\n{disallowed}")
 
 
 def product_token(user_agent: str) -> str:

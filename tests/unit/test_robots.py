@@ -1,5 +1,7 @@
 """robots.txt is read as RFC 9309 has it, and every refusal names the line that it rests on."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -196,3 +198,32 @@ def test_a_refusal_always_rests_on_a_line_that_matches(rules, path):
 def test_no_file_is_too_odd_to_be_read(body):
     """Random bytes are read to some rules, and never raise."""
     Rules.parse(b"User-agent: *\n" + body, "pixtrawl").refusal(f"{SITE}/a")
+
+
+def test_more_rules_than_can_be_compared_disallow_what_they_may():
+    """20,000 wildcards let a short URL pass, and a long one only if none of them can forbid it."""
+    wildcards = "\n".join(f"Disallow: /*q{place:05}z" for place in range(20_000))
+    rules = Rules.parse(f"User-agent: *\n{wildcards}".encode(), "pixtrawl")
+    long = f"{SITE}/{'ab' * 3500}"
+    began = time.process_time()
+    refused = [rules.refusal(long) for _ in range(10)][-1]
+    assert time.process_time() - began < 0.4
+    assert refused == Line(
+        0,
+        f"20000 rules with wildcards are too many for a URL of {len(long)} characters: it is taken as disallowed",
+    )
+    assert rules.refusal(f"{SITE}/abc") is None
+    assert rules.refusal(f"{SITE}/abcq00007z").number == 9
+    allowed = wildcards.replace("Disallow", "Allow")
+    assert Rules.parse(f"User-agent: *\n{allowed}".encode(), "pixtrawl").refusal(long) is None
+
+
+def test_the_deciding_line_of_very_many_is_found_at_once():
+    """The longest pattern that matches, among 20,000; twenty refusals take no longer than one did before."""
+    plain = "\n".join(f"Disallow: /q{place:05}/long" for place in range(20_000))
+    rules = Rules.parse(f"User-agent: *\nDisallow: /z\n{plain}\nDisallow: /za".encode(), "pixtrawl")
+    assert rules.refusal(f"{SITE}/zab") == Line(20_003, "Disallow: /za")
+    began = time.process_time()
+    for _ in range(20):
+        assert rules.refusal(f"{SITE}/zb") == Line(2, "Disallow: /z")
+    assert time.process_time() - began < 0.2
