@@ -5,6 +5,8 @@ noimageai are DeviantArt's. The TDM Reservation Protocol is a final report of a 
 """
 
 import codecs
+import datetime
+import email.utils
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +18,8 @@ REFUSING = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
 """Directives by which an image must not be collected; ``none`` is ``noindex, nofollow``."""
 NOT_FOLLOWING = frozenset({"nofollow", "none"})
 """Directives by which the links of a page must not be followed."""
+UNAVAILABLE_AFTER = "unavailable_after"
+"""With a date behind it: from then on it is ``noindex``."""
 RESERVATION = "tdm-reservation"
 POLICY = "tdm-policy"
 TDM_RULES_MAX = 1000
@@ -37,13 +41,17 @@ _DIRECTIVES = REFUSING | {
     "indexifembedded",
     "noodp",
     "noydir",
-    "unavailable_after",
+    UNAVAILABLE_AFTER,
     "max-snippet",
     "max-image-preview",
     "max-video-preview",
 }
 _AGENT = re.compile(r"([a-z][a-z0-9_.-]*|\*)(?:/\S*)?")
 _EVERYBODY = frozenset({EVERYBODY, "robots"})
+# Two of the forms of a date have a comma behind the day's name, which is no part of the list.
+_WEEKDAY = re.compile(
+    rf"({UNAVAILABLE_AFTER}\s*:\s*)(?:mon|tue|wed|thu|fri|sat|sun)[a-z]*\s*,", re.IGNORECASE
+)
 
 
 def refused_for(tags: Iterable[str], token: str) -> tuple[str, str] | None:
@@ -66,13 +74,29 @@ def _said_to(tags: Iterable[str], token: str) -> Iterator[tuple[str, str, set[st
     """
     for tag in tags:
         agent = EVERYBODY
-        for part in re.split("[,;]", tag):
+        for part in re.split("[,;]", _WEEKDAY.sub(r"\1", tag)):
             words, colon, rest = part.strip().lower().partition(":")
             if colon and words.strip() not in _DIRECTIVES:
                 named = _AGENT.fullmatch(words.strip())
                 agent, words = (named[1], rest) if named else (agent, "")
+                words, _, rest = words.strip().partition(":")
             if agent in _EVERYBODY or agent == token:
-                yield tag, agent, set(re.split(r"[\s:]+", words))
+                ended = words.strip() == UNAVAILABLE_AFTER and _is_past(rest.strip())
+                yield tag, agent, {"noindex"} if ended else set(re.split(r"[\s:]+", words))
+
+
+def _is_past(text: str) -> bool:
+    """Whether a date and time, of HTTP, of a mail or by ISO 8601, is over. Any other is ignored, as by Google."""
+    try:
+        try:
+            until = datetime.datetime.fromisoformat(text.upper())
+        except ValueError:
+            until = email.utils.parsedate_to_datetime(text)
+        if until.tzinfo is None:
+            until = until.replace(tzinfo=datetime.UTC)
+        return until <= datetime.datetime.now(datetime.UTC)
+    except (ValueError, TypeError, LookupError, ArithmeticError):
+        return False
 
 
 def reserves(value: object) -> bool:
