@@ -145,7 +145,11 @@ class Settings(BaseSettings):
         3, ge=1, le=10, description="Attempts for one candidate when the reason is transient."
     )
     redirects_max: int = Field(5, ge=0, description="Redirects followed for one candidate.")
-    header_bytes_max: int = Field(32 * 1024, ge=1024, description="Largest response header.")
+    header_bytes_max: int = Field(
+        32 * 1024,
+        ge=1024,
+        description="Largest response header; one field of it has half of that, and 16 KiB at most.",
+    )
     image_bytes_max: int = Field(
         20 * 1024 * 1024, ge=1, description="Largest body, as received and after content decoding."
     )

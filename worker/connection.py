@@ -17,8 +17,10 @@ from aiohttp.helpers import set_exception
 FRAMING_BYTES = 1024 * 1024
 # What is read at once; a connection holds at most twice that of a body that nobody has taken yet. asyncio's own
 # quarter of a megabyte would be more, in 256 connections that wait for memory, than all bodies together. More than
-# the longest field that is accepted: aiohttp measures what it was given at once.
+# the longest field that is accepted: aiohttp measures what it was given at once, and would wait for the end of a
+# longer one in a trailer for ever.
 READ_BYTES = 20 * 1024
+FIELD_BYTES_MAX = READ_BYTES - 4 * 1024
 
 # Every TLS connection has a buffer of this size from its beginning to its end, by asyncio a quarter of a megabyte:
 # 64 MiB in 256 of them. A TLS record has 16 KiB at most.

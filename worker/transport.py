@@ -21,7 +21,7 @@ from models.settings import Settings
 from worker.address import check_port, parse_url
 from worker.body_memory import SHARED_BYTES, BodyMemory
 from worker.coding import ContentDecoder, UnknownCodingError, make_decoder
-from worker.connection import READ_BYTES, BoundedConnector, FloodError
+from worker.connection import FIELD_BYTES_MAX, READ_BYTES, BoundedConnector, FloodError
 from worker.errors import AddressError
 from worker.proxy import Proxy, TargetCheck
 from worker.resolver import GuardedResolver, RefusedConnectError, SystemResolver, guard
@@ -195,7 +195,7 @@ class GuardedTransport(httpx.AsyncBaseTransport):
             read_bufsize=READ_BYTES // 2,
             timeout=self._timeout,
             max_line_size=settings.header_bytes_max,
-            max_field_size=settings.header_bytes_max // 2,
+            max_field_size=min(settings.header_bytes_max // 2, FIELD_BYTES_MAX),
             max_headers=HEADERS_MAX,
         )
 

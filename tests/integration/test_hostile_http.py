@@ -79,6 +79,13 @@ async def test_an_endless_part_ends(name):
 
 
 @in_loop
+async def test_an_endless_trailer_ends_whatever_a_header_may_have():
+    """A field is measured within what is read at once, so no setting makes it longer than that."""
+    async with serve(endless(*ENDLESS_PARTS["trailer"])) as server, door(header_bytes_max=1_000_000) as get:
+        assert (await failure(get(f"{server.origin}/"))).reason is Reason.PROTOCOL
+
+
+@in_loop
 async def test_others_go_on_beside_floods():
     """While every kind of flood runs, the event loop answers and a picture from elsewhere arrives."""
     async with door(transfers=50) as get:
@@ -164,6 +171,7 @@ async def test_no_other_status_gives_an_image(status):
         b"HTTP/1.1 -200 OK\r\n\r\n",
         b"ICY 200 OK\r\n\r\n",
         OK + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nxx",
+        OK + b"Content-Length: 1\r\nContent-Length: 1\r\n\r\nx",
         OK + b"Content-Length: 1, 1\r\n\r\nx",
         OK + b"Content-Length: +1\r\n\r\nx",
         OK + b"Content-Length: -1\r\n\r\nx",
