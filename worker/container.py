@@ -23,6 +23,8 @@ WEBP_BYTES = {b"VP8 ": 0, b"VP8L": 5, b"ALPH": 3, b"ANMF": 20}
 WEBP_WIDTH_BYTES = 96
 AVIF_BYTES, AVIF_ANIMATION_BYTES = 16, 22
 ANIMATION_BYTES = 17
+PNG_LENGTHS = {b"acTL": 8, b"fcTL": 26, b"fdAT": 4}
+"""What makes frames of a PNG, and has so many bytes at the least (PNG specification, 11.3.6)."""
 PNG_BYTES = {
     0: 2,
     3: 2,
@@ -146,8 +148,11 @@ def _read_png(body: bytes) -> Container:
             raise PictureError(Reason.CORRUPT, "a PNG with two headers")
         if kind == b"acTL":
             pixel_bytes = ANIMATION_BYTES
-        # Viewers ignore a wrong checksum in ancillary chunks (lower-case names), and so do we.
-        checked = kind[0] < 0x60 or kind == b"fdAT"
+        if length < PNG_LENGTHS.get(kind, 0):
+            raise PictureError(Reason.CORRUPT, f"the PNG's {kind.decode()} chunk is too short")
+        # Viewers ignore a wrong checksum in ancillary chunks (lower-case names), and so do we, except in those that
+        # make frames.
+        checked = kind[0] < 0x60 or kind in PNG_LENGTHS
         if checked and zlib.crc32(view[position + 4 : end - 4]).to_bytes(4, "big") != view[end - 4 : end]:
             name = kind.decode("ascii", "replace")
             raise PictureError(Reason.CORRUPT, f"wrong checksum in the PNG's {name} chunk")

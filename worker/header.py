@@ -21,6 +21,7 @@ from worker.jpeg import EXIF_MARK
 
 EXIF_ORIENTATION = 0x0112
 
+PNG_FRAMES_MAX = 0x80000000
 WEBP_HAS_EXIF = 0x08
 AVIF_ENTRIES_MAX = 10_000
 """Of what stands before the pixels: no real file comes near it, and a hostile one could keep a decoder busy for
@@ -82,12 +83,15 @@ def _jpeg(body: bytes, container: Container) -> Header:
 
 
 def _png(body: bytes, container: Container) -> Header:
-    """``acTL`` counts the frames; the still image is one of them if a frame's header stands before it."""
+    """``acTL`` counts the frames; the still image is one of them if a frame's header stands before it. One that
+    counts nothing, or a second one, makes a still image of it, as in the decoder.
+    """
     frames, still, exif, before_data, position, kind = 0, 1, b"", True, 8, b""
     while kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", body, position)
         if kind == b"acTL" and before_data:
-            (frames,) = struct.unpack_from(">I", body, position + 8)
+            (count,) = struct.unpack_from(">I", body, position + 8)
+            frames = count if not frames and count <= PNG_FRAMES_MAX else 0
         elif kind == b"fcTL" and before_data:
             still = 0
         elif kind == b"eXIf":

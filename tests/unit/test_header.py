@@ -13,7 +13,7 @@ from PIL import Image
 
 from models.outcomes import ImageFormat, Reason, Verification
 from models.settings import Settings
-from tests.unit.test_picture import BODIES, ORIENTATION, SETTINGS, draw, encode, liar, png_chunk
+from tests.unit.test_picture import BODIES, ORIENTATION, SETTINGS, draw, encode, liar, png_chunk, reason_of
 from worker.container import read_container
 from worker.errors import PictureError
 from worker.header import read_header
@@ -129,6 +129,39 @@ def test_a_gif_frame_over_the_edge_counts():
     picture = read(bytes(body))
     assert (picture.width, picture.height) == (96, 72)
     assert described(picture) == described(inspect(bytes(body), SETTINGS))
+
+
+def _with_chunks(*chunks: bytes) -> bytes:
+    """A still PNG with chunks behind its header."""
+    body = encode(draw(20, 10), "PNG")
+    return body[:33] + b"".join(chunks) + body[33:]
+
+
+ONE_FRAME = png_chunk(b"acTL", struct.pack(">II", 1, 0))
+SPOILT = {
+    "wrong checksum": (ONE_FRAME[:-1] + b"\0", Reason.CORRUPT),
+    "short": (png_chunk(b"acTL", b"\0\0\0\1"), Reason.CORRUPT),
+    "short frame header": (ONE_FRAME + png_chunk(b"fcTL", bytes(25)), Reason.CORRUPT),
+    "frame header with a wrong checksum": (
+        ONE_FRAME + png_chunk(b"fcTL", bytes(26))[:-1] + b"\1",
+        Reason.CORRUPT,
+    ),
+    "no frames": (png_chunk(b"acTL", bytes(8)), None),
+    "more frames than there can be": (png_chunk(b"acTL", b"\xff" * 8), None),
+    "twice": (ONE_FRAME + png_chunk(b"acTL", struct.pack(">II", 9000, 0)), None),
+}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_a_png_that_miscounts_its_frames_is_the_same_for_both_levels(name):
+    """Both refuse a broken count, and both take one that counts nothing, or comes twice, for none."""
+    spoilt, reason = SPOILT[name]
+    body = _with_chunks(spoilt)
+    assert refusal(body) is reason
+    if reason is None:
+        assert described(read(body)) == described(inspect(body, SETTINGS))
+    else:
+        assert reason_of(body) is reason
 
 
 def test_a_picture_that_only_decoding_refuses_passes():
