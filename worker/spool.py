@@ -50,9 +50,8 @@ class Spool:
         self.shared = SharedBytes(bytes_max)
         self.files = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="spool")
-        self._thread.submit(
-            int
-        )  # Its stack is taken now: while a decoder runs under a limit there may be none.
+        # Its stack is taken now: while a decoder runs under a limit there may be none.
+        self._thread.submit(int)
         self._failing = False
 
     async def open(self) -> "SpoolFile | None":
