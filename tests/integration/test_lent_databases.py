@@ -28,10 +28,13 @@ def run(url: str, *statements: str) -> list[tuple[object, ...]]:
 
 def test_what_was_written_is_gone(databases: "Databases"):
     """The next one has no rows, its sequences begin anew, and its schema is that of the template."""
-    with databases.lend() as url, Session(create_engine(url, poolclass=NullPool)) as session:
-        job = create_job(session, create_project(session, create_profile(session, balance=5)))
-        create_chunk(session, job)
-        session.commit()
+    for _ in range(3):  # One that the server has analyzed meanwhile is not lent again.
+        with databases.lend() as url, Session(create_engine(url, poolclass=NullPool)) as session:
+            job = create_job(session, create_project(session, create_profile(session, balance=5)))
+            create_chunk(session, job)
+            session.commit()
+        if databases.spare:
+            break
     assert databases.spare
     with databases.lend() as other:
         assert other != url

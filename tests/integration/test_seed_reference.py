@@ -438,13 +438,20 @@ def test_one_row_loads_what_is_above_and_beside_it(session: Session, owner: Owne
 @pytest.mark.parametrize("name", ["test_fk_constraint", "test_relationship_loading", "test_cascade_delete"])
 def test_testing_relationships(engine: Engine, name: str) -> None:
     """The seed's own three tests pass as they stand."""
+
+    def create_and_show(user: Profile) -> Project:
+        """The user's projects have been looked at: so the session deletes them itself, and their ids stay known."""
+        project = create_project(session, user)
+        assert user.projects == [project]
+        return project
+
     with Session(engine) as session:
         shell = Shell(
             session,
             pytest=pytest,
             IntegrityError=IntegrityError,
             create_profile=partial(create_profile, session),
-            create_project=partial(create_project, session),
+            create_project=create_and_show,
         )
         shell.type(*seed.snippets("Testing Relationships"))
         shell[name]()
