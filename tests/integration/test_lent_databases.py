@@ -8,7 +8,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
-from tests.support.databases import OWN, SHAPE, TABLES
+from tests.support.databases import OWN, SHAPE, TABLES, of_database
 from tests.support.factories import create_chunk, create_job, create_profile, create_project
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ def run(url: str, *statements: str) -> list[tuple[object, ...]]:
 
 def test_what_was_written_is_gone(databases: "Databases"):
     """The next one has no rows, its sequences begin anew, and its schema is that of the template."""
-    for _ in range(3):  # One that the server has analyzed meanwhile is not lent again.
+    # One that the server has analyzed meanwhile, or whose template it has, is not lent again.
+    for _ in range(3):
         with databases.lend() as url, Session(create_engine(url, poolclass=NullPool)) as session:
             job = create_job(session, create_project(session, create_profile(session, balance=5)))
             create_chunk(session, job)
@@ -43,6 +44,15 @@ def test_what_was_written_is_gone(databases: "Databases"):
         assert run(other, " UNION ALL ".join(f"(SELECT 1 FROM {name} LIMIT 1)" for name in tables)) == []
         assert {last for (last,) in run(other, SEQUENCES)} == {None}
         assert run(other, SHAPE) == [tuple(row) for row in databases.shape or ()]
+
+
+def test_a_template_that_was_analyzed_is_looked_at_again(databases: "Databases"):
+    """The server does that when it likes. Copies differ from what it was, one is thrown away, the next one kept."""
+    run(of_database(databases.url, databases.template), "ANALYZE images")
+    for statement in ("CREATE TABLE another ()", "SELECT 1", "SELECT 1"):
+        with databases.lend() as url:
+            run(url, statement)
+    assert databases.spare
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,8 @@ class Databases:
     def _as_it_was(self, connection: Connection) -> bool:
         """Empty the tables; False when its schema, its statistics or the size of a table are another's."""
         if self._shape() != connection.exec_driver_sql(SHAPE).all():
+            # Perhaps it is the template that has changed: the server analyzes it, too.
+            self.shape = None
             return False
         sizes = dict(iter(connection.exec_driver_sql(TABLES)))
         if max(sizes.values()) > PAGES_MAX:
