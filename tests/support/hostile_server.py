@@ -67,6 +67,8 @@ class Server:
 async def _write(writer: asyncio.StreamWriter, data: bytes) -> None:
     writer.write(data)
     await writer.drain()
+    # By TLS, ``drain`` neither waits nor raises until the loop has told that the connection is lost.
+    await asyncio.sleep(0)
 
 
 @contextlib.asynccontextmanager
