@@ -24,7 +24,7 @@ def give_large_blocks_back() -> None:
     others: a child that had decoded six pictures of 16 to 50 megapixels held 550 MB at its peak, and 355 with this.
 
     Of smaller ones 16 megabytes are kept. Once the other limit is set, glibc's own is 128 KiB: the memory of each
-    WebP went back and was asked for again, page by page, which was a third of the time that it took to decode.
+    picture went back and was asked for again, page by page: a third of the time that Pillow takes for a WebP.
     """
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):  # Another C library needs no telling.
