@@ -2,8 +2,9 @@
 
 import datetime
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import structlog
 
@@ -27,6 +28,7 @@ HOST_FAILURES = frozenset({Reason.DNS, Reason.CONNECT, Reason.TLS, Reason.TIMEOU
 """Reasons that are the host's, when nothing at all came back."""
 
 log = structlog.get_logger()
+Found = TypeVar("Found", Picture, Picture | None)
 
 
 class Decoder(Protocol):
@@ -34,6 +36,9 @@ class Decoder(Protocol):
 
     def inspect(self, body: bytes) -> Picture:
         """Describe a picture. Raises PictureError or HelperError."""
+
+    def inspect_at_once(self, body: bytes) -> Picture | None:
+        """The same in the event loop, for pictures that stop it for a moment only: None for others."""
 
 
 class Fetcher(Protocol):
@@ -102,7 +107,9 @@ async def crawl_visit(
             return 0.0
         if fetched.file is not None:
             await visit.lease.load()
-        return await child.in_decoder(keep, child, store, visit.candidate, fetched, decoder)
+        candidate, body = visit.candidate, fetched.body
+        picture = None if fetched.file else describe(candidate, fetched, body, decoder.inspect_at_once)
+        return await child.in_decoder(keep, child, store, candidate, fetched, decoder, picture)
     except CandidateError as error:
         # Its traceback leads to the body, and by the decoder's future back to itself: only the garbage collector
         # would free the two, some time, and in the books they are free.
@@ -158,16 +165,14 @@ def closed_host(visit: Visit, host: Host) -> Outcome:
     return refusal(visit.candidate, error)
 
 
-def keep(child: Child, store: Store, candidate: Candidate, fetched: Fetched, decoder: Decoder) -> Accepted:
-    """Inspect a body and store it, named by its sha256. Raises PictureError; Helper-, Store- or SpoolError."""
-    body = fetched.body
-    if fetched.file is not None:
-        with child.storing():
-            body = fetched.file.read()
+def describe(candidate: Candidate, fetched: Fetched, body: bytes, inspect: Callable[[bytes], Found]) -> Found:
+    """Hold a body to what its source says of it, and inspect it. Raises PictureError, which knows its transfer, and
+    what ``inspect`` raises.
+    """
     try:
         if candidate.digest is not None:
             verify(body, candidate.digest)
-        picture = decoder.inspect(body)
+        return inspect(body)
     except CandidateError as error:
         error.http_status, error.final_url = fetched.http_status, fetched.final_url
         error.wire_bytes, error.attempts, error.elapsed_ms = (
@@ -176,6 +181,26 @@ def keep(child: Child, store: Store, candidate: Candidate, fetched: Fetched, dec
             fetched.elapsed_ms,
         )
         raise
+
+
+def keep(
+    child: Child,
+    store: Store,
+    candidate: Candidate,
+    fetched: Fetched,
+    decoder: Decoder,
+    picture: Picture | None = None,
+) -> Accepted:
+    """Inspect a body, unless its ``picture`` is known, and store it, named by its sha256.
+
+    Raises PictureError; Helper-, Store- or SpoolError.
+    """
+    body = fetched.body
+    if fetched.file is not None:
+        with child.storing():
+            body = fetched.file.read()
+    if picture is None:
+        picture = describe(candidate, fetched, body, decoder.inspect)
     filename = f"{picture.sha256.hex()}.{picture.format.extension}"
     with child.storing():
         storage_url = store.put(filename, body)

@@ -5,6 +5,7 @@ Holds the helper and is its program.
 The helper never sees a URL, the database or the store, and what it answers is parsed as data only.
 """
 
+import contextlib
 import json
 import math
 import sys
@@ -27,7 +28,7 @@ from worker.helper import (
     send,
 )
 from worker.memory import give_large_blocks_back
-from worker.picture import LargePictureError, Picture, decoding_bytes, inspect
+from worker.picture import ElsewhereError, Picture, decoding_bytes, inspect
 from worker.room import ROOM
 from worker.watchdog import Watchdog, Work
 
@@ -62,8 +63,19 @@ class PlainDecoder:
         try:
             with self._watchdog.timing(Work.DECODE, self.settings.decode_seconds_max):
                 return inspect(body, self.settings, self.verification, here_bytes_max=HERE_BYTES_MAX)
-        except LargePictureError as error:
+        except ElsewhereError as error:
             return self._large.inspect_large(body, error.decoding_bytes)
+
+    def inspect_at_once(self, body: bytes) -> Picture | None:
+        """Inspect ``body`` in the event loop if that takes no longer than the way to a thread and back is worth.
+
+        None: it is for ``inspect``. Raises PictureError.
+        """
+        with contextlib.suppress(ElsewhereError):
+            return inspect(
+                body, self.settings, self.verification, here_bytes_max=HERE_BYTES_MAX, quickly=True
+            )
+        return None
 
     def close(self) -> None:
         """Nothing to end."""
@@ -98,6 +110,9 @@ class CarefulDecoder:
         if needed_bytes > HERE_BYTES_MAX:
             return self.inspect_large(body, needed_bytes)
         return self._inspect(body)
+
+    def inspect_at_once(self, body: bytes) -> None:
+        """None: nothing is decoded in this process."""
 
     def inspect_large(self, body: bytes, needed_bytes: int) -> Picture:
         """Inspect a picture of which is known what it takes, when there is room. Raises what ``inspect`` does."""

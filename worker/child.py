@@ -23,6 +23,7 @@ from worker.memory import give_large_blocks_back
 from worker.opt_outs import OptOuts
 from worker.politeness import Politeness
 from worker.presence import leaving, tell_aside
+from worker.pulse import Pulse
 from worker.shared import close_redis, open_redis
 from worker.sources.providing import Providers
 from worker.spool import Spool
@@ -57,9 +58,10 @@ class Child:
     """One process that crawls one chunk after another, with hundreds of transfers at once. What is left of one goes
     on ``aside`` once half of the transfers have nothing left to do there.
 
-    The event loop has a thread, so that it runs while the pool waits for a message, too. The database has one
-    thread and one connection; pictures are decoded and stored in another; one is for what may take long, and one
-    looks after leases, whatever the others wait for. The watchdog knows what a thread may hang in.
+    The event loop has a thread, so that it runs while the pool waits for a message, too; small pictures are decoded
+    in it. The database has one thread and one connection; other pictures are decoded in another, and all are stored
+    there; one is for what may take long, and one looks after leases, whatever the others wait for. The watchdog
+    knows what a thread may hang in, and the pulse whether the loop does.
 
     A command that is no pool's child (``in_pool``) says why before it ends, and leaves nothing behind.
     """
@@ -90,6 +92,7 @@ class Child:
         tell_aside(0)
         self._thread = threading.Thread(target=self.loop.run_forever, name="loop", daemon=True)
         self._thread.start()
+        self._pulse = Pulse(self.loop, leave_at_once) if in_pool else None
 
     @cached_property
     def transport(self) -> GuardedTransport:
@@ -228,6 +231,8 @@ class Child:
             if self.in_pool:
                 leave_at_once(0)
             return
+        if self._pulse is not None:
+            self._pulse.close()
         self._decoder.close()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()

@@ -69,6 +69,10 @@ _DIGITS = bytes.maketrans(b"\0\1", b"01")
 
 # A JPEG of several scans may be walked so often as is twenty times for the largest picture accepted: three seconds.
 JPEG_PASSES_MAX = 20
+# What an event loop may stand still for: a JPEG or a lossy WebP of so many bytes that walks over so many pixels
+# takes 35 milliseconds at most, and one of 75 kB one or five.
+QUICK_BYTES_MAX = 256 * 1024
+QUICK_PIXELS_MAX = 8_000_000
 # Pictures are converted for the hash in strips of so many rows: a copy of the whole would double the memory.
 STRIP_ROWS = 64
 # While an AVIF is decoded under a limit, the other threads of a child may take this much: all that transfers may.
@@ -101,8 +105,10 @@ class Picture:
     file_size: int
 
 
-class LargePictureError(Exception):
-    """Decoding takes more memory than was given to it here: ``decoding_bytes``, as the header tells."""
+class ElsewhereError(Exception):
+    """Must be decoded elsewhere: it takes more memory or time than it is given here, or failed where that says
+    nothing. ``decoding_bytes`` is the memory that it takes, as the header tells.
+    """
 
     def __init__(self, decoding_bytes: int) -> None:
         super().__init__(f"decoding takes {decoding_bytes} bytes")
@@ -115,13 +121,17 @@ def inspect(
     verification: Verification = Verification.FULL,
     *,
     here_bytes_max: int | None = None,
+    quickly: bool = False,
 ) -> Picture:
     """Look at ``body`` as closely as ``verification`` says, and describe it.
 
     Raises PictureError: NOT_AN_IMAGE, CORRUPT, or TOO_MANY_PIXELS by ``image_pixels_max`` (all frames
     together), ``image_frames_max`` and ``decode_bytes_max``, which are checked before anything is decoded.
-    LargePictureError when that passes and decoding would take more than ``here_bytes_max``.
+    ElsewhereError when that passes and decoding would take more than ``here_bytes_max``; with ``quickly`` also when
+    it may take longer than an event loop may stand still, or fails.
     """
+    if quickly and len(body) > QUICK_BYTES_MAX:
+        raise ElsewhereError(0)
     if verification is Verification.NONE:
         digest = hashlib.sha256(body).digest()
         return Picture(tell_format(body), None, None, None, digest, None, len(body))
@@ -131,7 +141,9 @@ def inspect(
         return _read(body, container, settings)
     _check_cost(container, settings)
     if here_bytes_max is not None and container.decoding_bytes > here_bytes_max:
-        raise LargePictureError(container.decoding_bytes)
+        raise ElsewhereError(container.decoding_bytes)
+    if quickly and (container.may_lie or not container.shrinks or _walked(container) > QUICK_PIXELS_MAX):
+        raise ElsewhereError(container.decoding_bytes)
     Image.MAX_IMAGE_PIXELS = settings.image_pixels_max
     limit_bytes = settings.decode_bytes_max if here_bytes_max is None else here_bytes_max + OTHERS_BYTES
     try:
@@ -140,9 +152,9 @@ def inspect(
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PictureError(Reason.TOO_MANY_PIXELS, str(error)) from None
     except DECODER_ERRORS as error:
-        if container.may_lie and here_bytes_max is not None:
-            # It may be broken, and it may be larger than it says.
-            raise LargePictureError(settings.decode_bytes_max) from None
+        if quickly or (container.may_lie and here_bytes_max is not None):
+            # It may be broken, larger than it says, or have met a limit of memory meant for another thread.
+            raise ElsewhereError(settings.decode_bytes_max) from None
         detail = str(error) or type(error).__name__
         raise PictureError(Reason.CORRUPT, f"{container.format} cannot be decoded: {detail}") from None
 
@@ -183,10 +195,14 @@ def _check_cost(container: Container, settings: Settings) -> None:
             f"{container.decoding_bytes} bytes; at most {settings.decode_bytes_max} are given"
         )
         raise PictureError(Reason.TOO_MANY_PIXELS, detail)
-    passes = container.scans * container.width * container.height
-    if container.scans > JPEG_SCANS_MAX or passes > JPEG_PASSES_MAX * settings.image_pixels_max:
+    if container.scans > JPEG_SCANS_MAX or _walked(container) > JPEG_PASSES_MAX * settings.image_pixels_max:
         detail = f"a JPEG of {container.scans} scans of {container.width} by {container.height} pixels"
         raise PictureError(Reason.TOO_MANY_PIXELS, f"{detail}; so many are not accepted")
+
+
+def _walked(container: Container) -> int:
+    """Pixels that the decoder walks over, as often as it does."""
+    return container.scans * container.width * container.height
 
 
 def _decode(body: bytes, container: Container, settings: Settings) -> Picture:
@@ -209,6 +225,8 @@ def _decode_by_pillow(body: bytes, container: Container, settings: Settings) -> 
         if container.shrinks:
             # Every coefficient is still read, so that a cut file is found; only the inverse transform shrinks.
             image.draft("L", DRAFT_SIZE)
+            # In one piece: where a piece ends libjpeg steps back, and goes on with its slower half.
+            image.decodermaxblock = len(body)
         image.load()
         if not container.shrinks:
             # A GIF's first frame may be larger than its screen.

@@ -7,22 +7,25 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from models.outcomes import Reason, Verification
 from models.settings import Settings
-from tests.support.bombs import flat, flat_png, lying_avif
+from tests.support.bombs import baseline_of_scans, encode, flat, flat_png, lying_avif
 from tests.support.poison import PIXELS_MAX, slow_jpeg
 from tests.support.processes import until
 from tests.support.site import picture
 from worker.careful import CarefulDecoder, PlainDecoder
 from worker.errors import PictureError
-from worker.picture import inspect
+from worker.memory import bounded_memory, give_large_blocks_back
+from worker.picture import QUICK_BYTES_MAX, inspect
 from worker.watchdog import Watchdog
 
 
 @pytest.fixture
 def careful():
     """A decoder that gives one picture two seconds."""
+    give_large_blocks_back()  # What lies in the heap can be had beyond any limit of memory.
     decoder = CarefulDecoder(Settings(decode_seconds_max=2, image_pixels_max=PIXELS_MAX))
     yield decoder
     decoder.close()
@@ -108,6 +111,54 @@ def test_only_large_pictures_are_decoded_beside(careful, monkeypatch):
     lie = lying_avif(6500)
     assert plain.inspect(lie) == inspect(lie, careful.settings)
     assert careful._helper is not None
+
+
+def test_the_loop_decodes_what_stops_it_for_a_moment_only(careful):
+    """Small JPEGs and lossy WebPs; nothing that is large, walked often, of another format or not plainly lossy."""
+    plain = PlainDecoder(careful.settings, Verification.FULL, Watchdog(), careful)
+    for body in (
+        flat("JPEG", 10),
+        flat("JPEG", 2000),
+        flat("WEBP", 2000),
+        flat("JPEG", 800, progressive=True),
+    ):
+        assert plain.inspect_at_once(body) == inspect(body, careful.settings)
+    photograph = encode(Image.effect_noise((900, 900), 60), "JPEG", quality=90)
+    assert len(photograph) > QUICK_BYTES_MAX
+    for body in (
+        photograph,
+        slow_jpeg(),
+        flat("JPEG", 3000),
+        flat("JPEG", 1500, progressive=True),
+        flat("PNG", 10),
+        flat("GIF", 10),
+        flat("AVIF", 10),
+        flat("WEBP", 10, lossless=True),
+    ):
+        assert plain.inspect_at_once(body) is None
+    assert careful.inspect_at_once(picture(1)) is None
+    glance = PlainDecoder(careful.settings, Verification.HEADER, Watchdog(), careful)
+    assert glance.inspect_at_once(flat("PNG", 10)) == inspect(
+        flat("PNG", 10), careful.settings, Verification.HEADER
+    )
+
+
+def test_the_loop_refuses_by_the_header_only(careful):
+    """That a picture does not decode is for the thread to say, which no limit of another thread can touch."""
+    plain = PlainDecoder(careful.settings, Verification.FULL, Watchdog(), careful)
+    garbled = flat("JPEG", 10).replace(b"\xff\xdb", b"\xff\xe5")  # Quantization tables are missing.
+    assert plain.inspect_at_once(garbled) is None
+    with pytest.raises(PictureError) as raised:
+        plain.inspect(garbled)
+    assert raised.value.reason is Reason.CORRUPT
+    good = baseline_of_scans(1600, 3)
+    with bounded_memory(0):
+        assert plain.inspect_at_once(good) is None
+    assert plain.inspect_at_once(good) is not None
+    for bad, reason in ((b"text", Reason.NOT_AN_IMAGE), (flat("JPEG", 20)[:-40], Reason.CORRUPT)):
+        with pytest.raises(PictureError) as raised:
+            plain.inspect_at_once(bad)
+        assert raised.value.reason is reason
 
 
 def test_a_helper_without_work_ends(careful):

@@ -1,0 +1,54 @@
+"""The end of a process whose event loop stands still."""
+
+import asyncio
+import threading
+
+import pytest
+
+from tests.support.processes import until
+from worker.pulse import PULSES_MISSED_MAX, Pulse
+
+
+@pytest.fixture
+def loop():
+    """An event loop that runs in a thread."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    yield loop
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+def test_a_loop_that_stands_still_ends_its_process_and_shows_where(loop, capfd) -> None:
+    """Once it has missed its pulses, with what every thread was at."""
+    ended, go_on = threading.Event(), threading.Event()
+
+    def hang_here() -> None:
+        go_on.wait()
+
+    pulse = Pulse(loop, ended.set, seconds=0.01)
+    try:
+        loop.call_soon_threadsafe(hang_here)
+        assert ended.wait(20)
+    finally:
+        go_on.set()
+        pulse.close()
+    assert "hang_here" in capfd.readouterr().err
+
+
+def test_a_loop_that_answers_late_goes_on(loop) -> None:
+    """However often it stands still for less than that: what counts are pulses missed in a row."""
+    ended = threading.Event()
+    pulse = Pulse(loop, ended.set, seconds=0.01)
+    try:
+        for _ in range(5):
+            go_on = threading.Event()
+            loop.call_soon_threadsafe(go_on.wait)
+            until(lambda: pulse._missed >= PULSES_MISSED_MAX // 2, "missed pulses")
+            go_on.set()
+            until(lambda: pulse._missed <= 1, "an answer")
+        assert not ended.is_set()
+    finally:
+        pulse.close()
