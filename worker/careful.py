@@ -36,6 +36,8 @@ HERE_BYTES_MAX = 32 * 1024 * 1024
 """What decoding one picture may take in a child itself: one of two megapixels in AVIF, of six in PNG or lossless
 WebP, of ten in a progressive JPEG, of fifty in any other.
 """
+AT_ONCE_BYTES_MAX = 8 * 1024 * 1024
+"""The same in its event loop, beside what the decoder thread is at."""
 BURY_SECONDS_MAX = 10
 IDLE_SECONDS = 60.0
 """A helper that has had nothing to do for so long ends: it has 64 MB by itself."""
@@ -73,7 +75,7 @@ class PlainDecoder:
         """
         with contextlib.suppress(ElsewhereError):
             return inspect(
-                body, self.settings, self.verification, here_bytes_max=HERE_BYTES_MAX, quickly=True
+                body, self.settings, self.verification, here_bytes_max=AT_ONCE_BYTES_MAX, quickly=True
             )
         return None
 

@@ -49,24 +49,22 @@ def measure(bench: Bench) -> Section:
 
 
 def choose(*, others: bool) -> Mapping[str, Contender]:
-    """Who races, in the order of each round."""
-    ours = {
-        FULL: contenders.pixtrawl(Verification.FULL),
-        HEADER: contenders.pixtrawl(Verification.HEADER),
-        FLOOR: contenders.floor("full"),
+    """Who races, in the order of each round: who is compared comes one after the other, for machines change."""
+    ours = {FLOOR_MEMORY, FLOOR, FULL, HEADER, UNDECODED, SHRUNK, SHRUNK_MEMORY}
+    everybody = {
         FLOOR_MEMORY: contenders.floor("full", "memory"),
-        SHRUNK: contenders.floor("shrunk"),
-        SHRUNK_MEMORY: contenders.floor("shrunk", "memory"),
-        UNDECODED: contenders.floor("none"),
-    }
-    if not others:
-        return ours
-    return ours | {
+        FLOOR: contenders.floor("full"),
+        FULL: contenders.pixtrawl(Verification.FULL),
         FILES: contenders.img2dataset(contenders.FILES),
         WEBDATASET: contenders.img2dataset(contenders.WEBDATASET),
-        NO_DECODE: contenders.img2dataset(contenders.NO_DECODE),
         SCRAPY: contenders.scrapy,
+        HEADER: contenders.pixtrawl(Verification.HEADER),
+        NO_DECODE: contenders.img2dataset(contenders.NO_DECODE),
+        UNDECODED: contenders.floor("none"),
+        SHRUNK: contenders.floor("shrunk"),
+        SHRUNK_MEMORY: contenders.floor("shrunk", "memory"),
     }
+    return {name: run for name, run in everybody.items() if others or name in ours}
 
 
 def draw(rounds: Rounds, images: int) -> str:
