@@ -1,7 +1,7 @@
 """One thread that does what may take long, one call after the other, for an event loop.
 
 Like an executor of one thread, without its futures of locks, which cost as much as a small picture: what was done
-while the loop was busy is told to it at once.
+while the loop was busy is told to it at once, and a thread that has to be woken often is woken for several calls.
 """
 
 import asyncio
@@ -10,6 +10,9 @@ from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, TypeVar
+
+PAUSE_SECONDS = 0.004
+"""Between two times that calls are handed over: waking the thread costs as much as storing a picture."""
 
 Result = TypeVar("Result")
 
@@ -60,7 +63,9 @@ class Workbench:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, name: str) -> None:
         self._loop = loop
-        self._waiting: SimpleQueue[_Call | None] = SimpleQueue()
+        self._asked: list[_Call] = []
+        self._next_at = 0.0
+        self._waiting: SimpleQueue[list[_Call] | None] = SimpleQueue()
         self._made: deque[_Call] = deque()
         self._rung = False
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
@@ -69,7 +74,12 @@ class Workbench:
     async def do(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Call ``function`` in the thread; once it has begun, wait for it even when cancelled."""
         call = _Call(function, arguments)
-        self._waiting.put(call)
+        self._asked.append(call)
+        if len(self._asked) == 1:
+            if self._loop.time() < self._next_at:
+                self._loop.call_at(self._next_at, self._hand_over)
+            else:
+                self._hand_over()
         try:
             await call.future
         except asyncio.CancelledError:
@@ -82,18 +92,25 @@ class Workbench:
 
     def close(self) -> None:
         """Do what waits, and end."""
+        self._waiting.put(self._asked)
         self._waiting.put(None)
         self._thread.join()
 
+    def _hand_over(self) -> None:
+        self._next_at = self._loop.time() + PAUSE_SECONDS
+        self._waiting.put(self._asked)
+        self._asked = []
+
     def _work(self) -> None:
-        while (call := self._waiting.get()) is not None:
-            if not call.take():
-                continue
-            call.make()
-            self._made.append(call)
-            if not self._rung:
-                self._rung = True
-                self._loop.call_soon_threadsafe(self._tell)
+        while (calls := self._waiting.get()) is not None:
+            for call in calls:
+                if not call.take():
+                    continue
+                call.make()
+                self._made.append(call)
+                if not self._rung:
+                    self._rung = True
+                    self._loop.call_soon_threadsafe(self._tell)
 
     def _tell(self) -> None:
         self._rung = False
