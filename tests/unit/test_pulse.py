@@ -1,6 +1,8 @@
 """The end of a process whose event loop stands still."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -52,3 +54,22 @@ def test_a_loop_that_answers_late_goes_on(loop) -> None:
         assert not ended.is_set()
     finally:
         pulse.close()
+
+
+def test_a_child_of_a_pool_has_one() -> None:
+    """A real child whose loop hangs is gone soon, with an exit code for its pool and the reason in its log."""
+    script = """if True:
+        import functools, threading, time
+        from models.settings import Settings
+        from worker import child, pulse
+        child.Pulse = functools.partial(pulse.Pulse, seconds=0.05)
+        opened = child.Child(Settings(database_url="postgresql://nobody@127.0.0.1:1/none"))
+        opened.loop.call_soon_threadsafe(time.sleep, 600)
+        threading.Event().wait()
+    """
+    ended = subprocess.run(
+        [sys.executable, "-P", "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 1
+    assert "loop_stuck" in ended.stdout + ended.stderr
+    assert "run_forever" in ended.stderr
