@@ -21,7 +21,8 @@ from models.settings import Settings
 PROCESSES = 2
 RUN_SECONDS_MAX = 1800
 STOP_SECONDS_MAX = 30
-TOUCHED_BYTES = 2 * 1024 * 1024 * 1024
+TOUCHED_BYTES = 256 * 1024
+"""For each picture: three times what anybody writes."""
 
 
 class RunError(Exception):
@@ -72,7 +73,7 @@ def race_all(contenders: Mapping[str, Contender], race: Race, rounds: int) -> Ro
             # Nobody pays for the writing that another one left to the kernel. What they kept stays until the end:
             # ext4 looks at each inode that was freed in the last minutes before it takes another.
             os.sync()
-            touch_memory()
+            touch_memory(len(race.urls) * TOUCHED_BYTES)
             folder = Path(tempfile.mkdtemp(dir=race.scratch))
             timings[name] = timing = run(replace(race, folder=folder))
             rate, wall_rate = race.good / timing.work_seconds, race.good / timing.wall_seconds
@@ -82,13 +83,14 @@ def race_all(contenders: Mapping[str, Contender], race: Race, rounds: int) -> Ro
     return results
 
 
-def touch_memory() -> None:
-    """Let there be memory for whoever comes next. A virtual machine's host takes back what lies idle, and a page
-    then costs six microseconds when it is first written to: who writes the larger files would pay for the others.
+def touch_memory(size: int) -> None:
+    """Let there be ``size`` bytes of memory for whoever comes next. A virtual machine's host takes back what lies
+    idle, and a page then costs six microseconds when it is first written to: who writes the larger files would pay
+    for the others.
     """
     if sys.platform == "linux":
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
-        mmap.mmap(-1, TOUCHED_BYTES, flags=flags).close()
+        mmap.mmap(-1, size, flags=flags).close()
 
 
 def rates(rounds: Rounds, images: int) -> list[str]:

@@ -70,7 +70,7 @@ _DIGITS = bytes.maketrans(b"\0\1", b"01")
 # A JPEG of several scans may be walked so often as is twenty times for the largest picture accepted: three seconds.
 JPEG_PASSES_MAX = 20
 # What an event loop may stand still for: a JPEG or a lossy WebP of so many bytes that walks over so many pixels
-# takes 35 milliseconds at most, and one of 75 kB one or five.
+# takes 35 milliseconds at most, one of 75 kB one or five, and a tenth of a second if it is nothing but segments.
 QUICK_BYTES_MAX = 256 * 1024
 QUICK_PIXELS_MAX = 8_000_000
 # Pictures are converted for the hash in strips of so many rows: a copy of the whole would double the memory.
