@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -43,13 +44,18 @@ def test_a_loop_that_stands_still_ends_its_process_and_shows_where(loop, capfd) 
 def test_a_loop_that_answers_late_goes_on(loop) -> None:
     """However often it stands still for less than that: what counts are pulses missed in a row."""
     ended = threading.Event()
-    pulse = Pulse(loop, ended.set, seconds=0.01)
+    pulse = Pulse(loop, ended.set, seconds=0.1)
+
+    def stand_still(stood: threading.Event) -> None:
+        while pulse._missed < PULSES_MISSED_MAX // 2:
+            time.sleep(0.001)
+        stood.set()
+
     try:
         for _ in range(5):
-            go_on = threading.Event()
-            loop.call_soon_threadsafe(go_on.wait)
-            until(lambda: pulse._missed >= PULSES_MISSED_MAX // 2, "missed pulses")
-            go_on.set()
+            stood = threading.Event()
+            loop.call_soon_threadsafe(stand_still, stood)
+            assert stood.wait(20)
             until(lambda: pulse._missed <= 1, "an answer")
         assert not ended.is_set()
     finally:
